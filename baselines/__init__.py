@@ -1,0 +1,1 @@
+"""The baselines and the sanity rows, one file each."""

@@ -1,0 +1,203 @@
+"""The contract between the suite and its plug-ins: cards, cells, and what a method, dataset and metric answer.
+
+Imports the standard library only. A plug-in is one Python file with a literal `CARD`, which is
+read without importing the file, and one handle: `METHOD`, `DATASET` or `METRIC`, a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmark.config import Config
+    from benchmark.runtime import Draws
+
+Batch = dict[str, "Tensor"]  # modality name -> (rows, *shape); only the observed modalities are there
+TASKS = ("one_to_one", "many_to_one", "one_to_many", "uncond")
+
+
+class UserError(Exception):
+    """Something the user can mend. One line that says what, where and how; the command exits with status 2."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["vector", "image", "label", "text", "audio"] = "vector"
+    center: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """Read from a method's file without importing it.
+
+    `stages`: names and shares of the update budget, in order; empty means nothing is trained.
+    `needs_full_rows`: trains only on rows in which every modality was observed.
+    `overrides`: config fields in which the method differs from the shared recipe.
+    `deviations`: differences from the method's own paper, printed under every table.
+    """
+
+    version: int
+    label: str
+    paper: str
+    tasks: tuple[str, ...] = TASKS
+    stages: tuple[tuple[str, float], ...] = (("joint", 1.0),)
+    needs_full_rows: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    kind = "method"
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """Read from a dataset's file without importing it; `modalities` are names, in order.
+
+    `recipe`: `{"shared" | preset: {field: (value, source)}}`, the training and evaluation recipe.
+    """
+
+    version: int
+    label: str
+    paper: str
+    modalities: tuple[str, ...]
+    recipe: Mapping[str, Mapping[str, tuple[Any, str]]]
+    notes: tuple[str, ...] = ()
+    kind = "dataset"
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """Read from a metric's file without importing it.
+
+    `scale`: the scale on which seeds vary evenly: "log" for distances, "logit" for rates, "linear" else.
+    `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words.
+    `min_rows`: fewer generated rows than this are refused.
+    """
+
+    version: int
+    label: str
+    units: str
+    higher_is_better: bool
+    scale: Literal["linear", "log", "logit"]
+    tasks: tuple[str, ...]
+    estimator: str
+    chance: str
+    ceiling: str
+    min_rows: int = 2
+    kind = "metric"
+
+
+Card = MethodCard | DatasetCard | MetricCard
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One question put to a method: the `given` modalities are observed, the `want`ed ones are generated."""
+
+    dataset: str
+    given: tuple[str, ...]
+    want: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        if not self.given:
+            return "uncond"
+        if len(self.want) > 1:
+            return "one_to_many" if len(self.given) == 1 else "many_to_many"
+        return "one_to_one" if len(self.given) == 1 else "many_to_one"
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: {'+'.join(self.given) or 'nothing'} -> {'+'.join(self.want)}"
+
+
+def cells(dataset: str, modalities: Sequence[str], task: str, every_subset: bool = False) -> Iterator[Cell]:
+    """The cells of a task. many_to_one gives all other modalities, or with `every_subset` any two or more.
+
+    Raises UserError for an unknown task.
+    """
+    if task == "uncond":
+        yield Cell(dataset, (), tuple(modalities))
+    elif task == "one_to_one":
+        yield from (Cell(dataset, (i,), (j,)) for i in modalities for j in modalities if i != j)
+    elif task == "one_to_many":
+        yield from (Cell(dataset, (i,), tuple(j for j in modalities if j != i)) for i in modalities)
+    elif task == "many_to_one":
+        for j in modalities:
+            others = [i for i in modalities if i != j]
+            sizes = range(2, len(others) + 1) if every_subset else [len(others)]
+            yield from (Cell(dataset, given, (j,)) for size in sizes for given in combinations(others, size))
+    else:
+        raise UserError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value, its standard error over rows (None where no formula is honest) and its rows."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+class Method(Protocol):
+    """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator."""
+
+    def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...
+
+    def loss(self, batch: Batch, stage: str, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Scalar to minimise, and detached parts to log; rows hold the modalities that were observed."""
+        ...
+
+    def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
+        """`rows` rows of every wanted modality in raw units; row r answers row r of `given` (empty: from nothing)."""
+        ...
+
+
+class Dataset(Protocol):
+    """Rows are a pure function of (variant, split, index); `--seed` never moves them."""
+
+    modalities: tuple[Modality, ...]
+
+    def __init__(self, config: Config, device: str) -> None: ...
+
+    def count(self, split: Literal["train", "validation", "test"]) -> int: ...
+
+    def rows(self, split: str, indices: Tensor) -> Batch:
+        """Raw rows at `indices` (int64, on the dataset's device)."""
+        ...
+
+
+class Metric(Protocol):
+    """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size."""
+
+    def __init__(self, cell: Cell, data: Any) -> None:
+        """Raises Inapplicable, with the reason, when the cell has no such number."""
+        ...
+
+    def update(self, real: Batch, generated: Batch) -> None:
+        """`real`: all modalities of held-out rows, aligned with `generated` where the cell gives any."""
+        ...
+
+    def compute(self) -> Score: ...
+
+    @staticmethod
+    def chance(cell: Cell, data: Any) -> float | None:
+        """Expected value for generated rows that are real rows, shuffled against their sources and each other."""
+        ...
+
+    @staticmethod
+    def ceiling(cell: Cell, data: Any) -> float | None:
+        """Expected value for a perfect sampler."""
+        ...
+
+
+class Inapplicable(Exception):
+    """A cell that has no such number; the reason becomes the row's `n/a` status."""

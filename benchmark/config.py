@@ -1,0 +1,122 @@
+"""One flat configuration per run, resolved from the dataset's recipe, the method's overrides and `--set`.
+
+Every value carries its source, so that `bench info` can print where each comes from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from benchmark.api import DatasetCard, MethodCard, UserError
+
+PRESETS = ("paper", "gpu", "cpu", "smoke")
+
+# The only fields in which presets may differ: sizes, steps, counts and precision.
+BUDGET_FIELDS = frozenset({
+    "train_rows", "evaluation_rows", "updates", "batch_rows", "warmup_updates", "ema_updates",
+    "encoder_width", "encoder_depth", "decoder_width", "decoder_depth", "prior_width", "prior_depth",
+    "prior_steps", "decoder_steps", "probe_rows", "precision", "compile",
+})
+
+# What a score depends on besides the trained model: it is hashed into the row's `protocol`.
+EVALUATION_FIELDS = ("evaluation_rows", "prior_steps", "decoder_steps", "probe_rows", "precision")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run's numbers depend on, apart from method, dataset and seed. Units stand behind each field."""
+
+    train_rows: int  # rows of the training split in use
+    evaluation_rows: int  # held-out rows per cell
+    probe_rows: int  # rows that the probes of the criteria are fitted on
+    updates: int  # optimiser steps, all stages together
+    batch_rows: int  # rows per update
+    learning_rate: float  # AdamW, constant after the warm-up
+    warmup_updates: int  # linear warm-up, in updates
+    weight_decay: float
+    clip_norm: float  # of the whole gradient
+    ema_updates: int  # horizon of the weight average: decay = 1 - 1 / ema_updates
+    latent_size: int  # dimensions of the shared latent
+    private_size: int  # dimensions of each private latent, where a method has one
+    encoder_grad_scale: float  # weight of the prior term's gradient into the encoder (Eq. 52)
+    prior_weight: float  # prior routes per reconstruction route
+    encoder_width: int
+    encoder_depth: int  # residual blocks
+    decoder_width: int
+    decoder_depth: int
+    prior_width: int
+    prior_depth: int
+    prior_steps: int  # Euler steps
+    decoder_steps: int  # Euler steps
+    precision: str  # "float32" or "bfloat16" (autocast)
+    compile: bool  # torch.compile of the networks
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+                raise UserError(f"{name} = {value}: must not be negative")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision = {self.precision!r}: choose float32 or bfloat16")
+
+    def protocol(self) -> str:
+        """Hash of what an evaluation depends on; numbers of different protocols never share a column."""
+        return digest({name: getattr(self, name) for name in EVALUATION_FIELDS})
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and, per field, where its value comes from."""
+
+    config: Config
+    source: Mapping[str, str]
+
+
+def digest(content: Any) -> str:
+    """Ten hex digits of a JSON-like value."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def resolve(dataset: DatasetCard, method: MethodCard | None, preset: str, overrides: Iterable[str] = ()) -> Resolved:
+    """Shared recipe < preset < method's overrides < `key=value` strings. Raises UserError on any unknown or ill-typed."""
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    if preset not in dataset.recipe:
+        raise UserError(f"{dataset.label} has no preset {preset!r}: it has {', '.join(sorted(dataset.recipe))}")
+    chosen = {**dataset.recipe["shared"], **dataset.recipe[preset]}
+    for name, value in (method.overrides if method else {}).items():
+        chosen[name] = (value, f"override of {method.label}, listed in its card")
+    types = {field.name: field.type for field in fields(Config)}
+    for text in overrides:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {text}: write key=value")
+        if name not in types:
+            raise UserError(f"--set {text}: no field {name!r}{nearest(name, types)}")
+        chosen[name] = (_parse(text, value, str(types[name])), "--set")
+    if unknown := chosen.keys() - types.keys():
+        raise UserError(f"{dataset.label}: no field {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], types)}")
+    if missing := types.keys() - chosen.keys():
+        raise UserError(f"{dataset.label}: the recipe lacks {', '.join(sorted(missing))}")
+    return Resolved(Config(**{name: value for name, (value, _) in chosen.items()}),
+                    {name: source for name, (_, source) in chosen.items()})
+
+
+def _parse(text: str, value: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[value.lower()]
+        return {"int": int, "float": float, "str": str}[kind](value)
+    except (ValueError, KeyError):
+        raise UserError(f"--set {text}: {value!r} is not of type {kind}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """": did you mean ...?", or what there is, for the end of an error line."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else f": choose from {', '.join(sorted(known))}"

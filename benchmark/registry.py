@@ -1,0 +1,141 @@
+"""A file is a registration: `baselines/mopoe.py` is the method `mopoe`. Cards are read without importing.
+
+A name may also be the path of a user's own `.py` file, anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmark import api
+from benchmark.api import Card, UserError
+from benchmark.config import nearest
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
+FOLDERS = {
+    "method": ("models", "baselines"),
+    "dataset": ("data_prep",),
+    "metric": ("benchmark/metrics",),
+}
+HANDLES = {"method": "METHOD", "dataset": "DATASET", "metric": "METRIC"}
+_CARDS = {"MethodCard": api.MethodCard, "DatasetCard": api.DatasetCard, "MetricCard": api.MetricCard}
+
+
+@functools.cache
+def index(kind: str) -> dict[str, Path]:
+    """Name -> file of every plug-in of a kind. Raises UserError where two files share one name."""
+    found: dict[str, Path] = {}
+    for folder in FOLDERS[kind]:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            if "\nCARD" not in path.read_text():
+                continue  # a support module
+            if path.stem in found:
+                raise UserError(f"two files register the {kind} {path.stem!r}: {found[path.stem]} and {path}")
+            found[path.stem] = path
+    return found
+
+
+def locate(kind: str, name: str) -> Path:
+    """The file of a plug-in, by name or by path. Raises UserError with the nearest name."""
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise UserError(f"no file {name}")
+        return path
+    if name not in index(kind):
+        raise UserError(f"unknown {kind} {name!r}{nearest(name, index(kind))}")
+    return index(kind)[name]
+
+
+def stem(name: str) -> str:
+    """The name under which a plug-in's rows are filed: its own, or its file's."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
+@functools.cache
+def card(kind: str, name: str) -> Any:
+    """The plug-in's card, read from its source without running it."""
+    path = locate(kind, name)
+    found = read_card(path)
+    if found.kind != kind:
+        raise UserError(f"{path}: holds a {found.kind}, not a {kind}")
+    return found
+
+
+def read_card(path: Path) -> Card:
+    """Evaluate the literal `CARD = ...Card(...)` of a file. Raises UserError when there is none, or it is computed."""
+    try:
+        tree = ast.parse(path.read_text(), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "CARD" for target in node.targets):
+            return _evaluate(path, node.value)
+    raise UserError(f"{path}: has no CARD = MethodCard(...), DatasetCard(...) or MetricCard(...)")
+
+
+def _evaluate(path: Path, node: ast.expr) -> Card:
+    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+    if name not in _CARDS or node.args:
+        raise UserError(f"{path}:{node.lineno}: write CARD = MethodCard(key=value, ...) with literal values")
+    try:
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except ValueError:
+        raise UserError(f"{path}:{node.lineno}: CARD must hold literals only: it is read without running") from None
+    try:
+        return _CARDS[name](**values)
+    except TypeError as error:
+        raise UserError(f"{path}:{node.lineno}: CARD: {str(error).replace('__init__() ', '')}") from None
+
+
+def load(kind: str, name: str) -> type:
+    """Import the plug-in's file and return its class."""
+    path = locate(kind, name)
+    card(kind, name)
+    if name.endswith(".py"):
+        module_name = f"bench_plugin_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+        specification = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[module_name] = module
+        specification.loader.exec_module(module)
+    else:
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if not hasattr(module, HANDLES[kind]):
+        raise UserError(f"{path}: lacks {HANDLES[kind]} = YourClass at its end")
+    return getattr(module, HANDLES[kind])
+
+
+@functools.cache
+def sources(path: Path) -> str:
+    """Hash of a plug-in's code and of the project code it imports; comments, docstrings and layout do not count."""
+    seen: dict[Path, str] = {}
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current in seen:
+            continue
+        tree = ast.parse(current.read_text())
+        waiting += _imports(tree)
+        seen[current] = ast.dump(_without_docstrings(tree))
+    text = "".join(seen[key] for key in sorted(seen, key=lambda key: key.name))
+    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def _imports(tree: ast.Module) -> list[Path]:
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    paths = [ROOT / (name.replace(".", "/") + ".py") for name in names]
+    return [path for path in paths if path.is_file() and path.parent.name in ("models", "baselines", "data_prep")]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree

@@ -1,0 +1,1 @@
+"""MUNI and the parts that every method is built from."""

@@ -1,0 +1,177 @@
+"""The model every routed method shares: experts, decoders, one flow prior, their loss and their sampler.
+
+A method adds five things: how experts are aggregated, which subset infers the latent, which targets
+are decoded from it (and whether a target's own expert is detached), which latents train the prior, and
+how a subset infers at test time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.api import Batch, Modality
+from benchmark.config import Config
+from benchmark.runtime import Draws
+from models.experts import product
+from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
+from models.networks import ALL, Encoder, VelocityNetwork
+from models.routes import Route
+
+Aggregate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class LatentModel(nn.Module):
+    """Vector modalities of one shape with a shared latent; subclasses state the routes.
+
+    Raises ValueError for modalities of several shapes.
+    """
+
+    aggregate: Aggregate = staticmethod(product)
+    detach_own = False  # whether a target's own expert is detached before aggregation (Eq. 11)
+
+    def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
+        super().__init__()
+        if len({modality.shape for modality in modalities}) != 1:
+            raise ValueError(f"modalities of one shape are needed, not {[m.shape for m in modalities]}")
+        self.modalities, self.config = tuple(modalities), config
+        self.names = [modality.name for modality in modalities]
+        self.size, self.latent_size = math.prod(modalities[0].shape), config.latent_size
+        self.encoder = Encoder(len(modalities), self.size, config.encoder_width, config.encoder_depth,
+                               self.encoder_outputs())
+        self.decoder = VelocityNetwork(len(modalities), self.size, self.decoder_conditions(), config.decoder_width,
+                                       config.decoder_depth)
+        self.prior = VelocityNetwork(1, config.latent_size, self.prior_conditions(), config.prior_width,
+                                     config.prior_depth)
+
+    # What a method states.
+
+    def routes(self, observed: Tensor, draws: Draws) -> Route:
+        """The route of each row, given which modalities it observed (rows, modalities)."""
+        raise NotImplementedError
+
+    def inference(self, given: Tensor, draws: Draws) -> Tensor:
+        """The experts that infer a latent at test time, out of those given; (rows, modalities)."""
+        return given
+
+    def encoder_outputs(self) -> int:
+        return self.config.latent_size
+
+    def decoder_conditions(self) -> int:
+        return self.config.latent_size
+
+    def prior_conditions(self) -> int:
+        return 0
+
+    # Training.
+
+    def loss(self, batch: Batch, stage: str, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean over rows of the reconstruction of the routed targets plus the prior term (Eq. 12)."""
+        x, observed = self.observe(batch)
+        mean, log_variance = self.encode(x)
+        route = self.routes(observed, draws)
+        noise = draws.normal("latent", self.latent_size)
+        reconstruction = self.reconstruction(x, self.latents(mean, log_variance, route.given, noise), route.targets,
+                                             draws)
+        flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
+        prior = flow + self.config.encoder_grad_scale * entropy
+        return reconstruction + self.config.prior_weight * prior, {
+            "reconstruction": reconstruction.detach(), "prior": flow.detach(), "entropy": entropy.detach()}
+
+    def latents(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:
+        """A sample of each row's subset posterior for each target, (targets, rows, latent).
+
+        With `detach_own` the samples are equal in value and differ in gradient: target j's does not reach expert j.
+        """
+        if not self.detach_own:
+            return self.posterior_sample(mean, log_variance, given, noise).expand(len(self.names), -1, -1)
+        own = torch.eye(len(self.names), dtype=torch.bool, device=mean.device)[:, None, :, None]
+        mean = torch.where(own, mean.detach(), mean)  # (targets, rows, experts, latent)
+        log_variance = torch.where(own, log_variance.detach(), log_variance)
+        return self.posterior_sample(mean, log_variance, given, noise)
+
+    def posterior_sample(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:
+        pooled, log_pooled = self.aggregate(mean, log_variance, given)
+        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
+
+    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        """Flow-matching loss of each decoder given its latent z (modalities, rows, conditions), averaged over
+        modalities and rows; modalities that are no target of a row count as zero."""
+        t = logit_normal(draws.normal("reconstruction time", len(self.names))).T
+        noise = draws.normal("reconstruction noise", len(self.names), self.size).transpose(0, 1)
+        condition = self.decoder.condition(z)
+        loss = matching_loss(lambda x_t, t: self.decoder(x_t, t, condition), x, noise, t)
+        return (loss * targets.T).mean()
+
+    def prior_terms(self, mean: Tensor, log_variance: Tensor, subset: Tensor, noise: Tensor,
+                    draws: Draws) -> tuple[Tensor, Tensor]:
+        """The prior's flow-matching loss on latents of `subset`, and their negative entropy (Eqs. 45-53).
+
+        The prior sees the plain loss; the encoder receives its gradient times scale * elbo_weight. Both
+        terms are means over latent dimensions and over rows; rows with an empty subset count as zero.
+        """
+        trained = subset.any(-1)
+        pooled, log_pooled = self.aggregate(mean, log_variance, subset | ~trained[:, None])
+        z = torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
+        t = logit_normal(draws.normal("prior time"))
+        scaled = scale_gradient(z, (self.config.encoder_grad_scale * elbo_weight(t))[:, None])
+        flow = matching_loss(lambda z_t, t: self.prior(z_t[None], t[None])[0], scaled,
+                             draws.normal("prior noise", self.latent_size), t)
+        negative_entropy = -0.5 * (1 + math.log(2 * math.pi) + log_pooled).mean(-1)
+        return (flow * trained).mean(), (negative_entropy * trained).mean()
+
+    # Inference.
+
+    def infer(self, given: Batch, draws: Draws) -> Tensor:
+        """One posterior sample per row from the given modalities, shared by all targets; (rows, latent)."""
+        x, observed = self.observe(given)
+        mean, log_variance = self.encode(x)
+        noise = draws.normal("latent", self.latent_size)
+        return self.posterior_sample(mean, log_variance, self.inference(observed, draws), noise)
+
+    def sample_prior(self, rows: int, draws: Draws) -> Tensor:
+        """Latents from the learned prior, (rows, latent)."""
+        noise = draws.normal("latent", self.latent_size)[None]
+        return euler(self.prior, noise, self.config.prior_steps)[0]
+
+    @torch.no_grad()
+    def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
+        """Rows of every wanted modality, raw units: from the prior when nothing is given, else from the posterior."""
+        z = self.infer(given, draws) if given else self.sample_prior(rows, draws)
+        return self.decode(z, want, draws)
+
+    def decode(self, z: Tensor, want: Sequence[str], draws: Draws) -> Batch:
+        """Each wanted modality from z (rows, latent), with decoder noise of its own; raw units."""
+        stacks = [ALL] if list(want) == self.names else [slice(k, k + 1) for k in map(self.names.index, want)]
+        generated: Batch = {}
+        for which in stacks:
+            names = self.names[which]
+            noise = torch.stack([draws.normal(f"decode {name}", self.size) for name in names])
+            condition = self.decoder.condition(self.decoder_input(z, names, draws), which)
+            x = euler(lambda x_t, t, c=condition, w=which: self.decoder(x_t, t, c, w), noise, self.config.decoder_steps)
+            for name, modality, rows in zip(names, self.modalities[which], x, strict=True):
+                generated[name] = rows.reshape(-1, *modality.shape) * modality.scale + modality.center
+        return {name: generated[name] for name in want}
+
+    def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws) -> Tensor:
+        """What each named decoder is told of z, (names, rows, conditions)."""
+        return z.expand(len(names), -1, -1)
+
+    # Shared plumbing.
+
+    def observe(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Standardised modalities (modalities, rows, size), zero where unobserved, and which are observed (rows, M)."""
+        present = next(iter(batch.values()))
+        blank = present.new_zeros(len(present), self.size)
+        x = torch.stack([(batch[m.name].flatten(1) - m.center) / m.scale if m.name in batch else blank
+                         for m in self.modalities])
+        observed = torch.tensor([name in batch for name in self.names], device=x.device)
+        return x, observed.expand(len(present), -1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of every expert, each (rows, modalities, latent)."""
+        mean, log_variance = self.encoder(x)
+        return mean.transpose(0, 1), log_variance.transpose(0, 1)

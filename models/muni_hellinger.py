@@ -1,0 +1,24 @@
+"""MUNI with Hellinger aggregation (2026; "MUNI-dagger" of Tables 3 and 4).
+
+    bench run --method muni_hellinger --dataset gaussian_mixture --preset cpu
+"""
+
+from benchmark.api import MethodCard
+from models.experts import hellinger
+from models.muni import MUNI
+
+CARD = MethodCard(
+    version=1,
+    label="MUNI (Hellinger)",
+    paper="MUNI: Multimodal Unified Latent Diffusion for Coherent Any-to-Any Generation (2026), Eqs. 12-13",
+    deviations=("the paper reports no Gaussian-mixture row for this variant",),
+)
+
+
+class MUNIHellinger(MUNI):
+    """MUNI's routes; experts pooled by the moment-matched Hoelder pool instead of the product."""
+
+    aggregate = staticmethod(hellinger)
+
+
+METHOD = MUNIHellinger

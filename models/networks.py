@@ -1,0 +1,92 @@
+"""The networks every method shares: residual MLPs, run for all modalities of one shape as one batched product.
+
+Activations are (modalities, rows, width). A plain network is the case of one modality. `which` picks
+some of the stacked modalities, by a slice.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ALL = slice(None)
+
+
+class StackedLinear(nn.Module):
+    """One affine map per modality: (modalities, rows, inputs) -> (modalities, rows, outputs)."""
+
+    def __init__(self, modalities: int, inputs: int, outputs: int, zero: bool = False) -> None:
+        super().__init__()
+        bound = 0.0 if zero else inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(modalities, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(modalities, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, which: slice = ALL) -> Tensor:
+        return torch.baddbmm(self.bias[which], x, self.weight[which])
+
+
+class ResidualBlocks(nn.Module):
+    """`depth` pre-normalised residual blocks that widen two-fold; the identity at initialisation."""
+
+    def __init__(self, modalities: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.widen = nn.ModuleList(StackedLinear(modalities, width, 2 * width) for _ in range(depth))
+        self.narrow = nn.ModuleList(StackedLinear(modalities, 2 * width, width, zero=True) for _ in range(depth))
+
+    def forward(self, hidden: Tensor, which: slice = ALL) -> Tensor:
+        for widen, narrow in zip(self.widen, self.narrow, strict=True):
+            normal = functional.layer_norm(hidden, hidden.shape[-1:])
+            hidden = hidden + narrow(functional.silu(widen(normal, which)), which)
+        return hidden
+
+
+class Encoder(nn.Module):
+    """x (modalities, rows, inputs) -> mean and log-variance of its Gaussian expert, each (modalities, rows, outputs)."""
+
+    def __init__(self, modalities: int, inputs: int, width: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        self.enter = StackedLinear(modalities, inputs, width)
+        self.blocks = ResidualBlocks(modalities, width, depth)
+        self.leave = StackedLinear(modalities, width, 2 * outputs, zero=True)
+        self.skip = StackedLinear(modalities, inputs, 2 * outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = (self.leave(self.blocks(self.enter(x))) + self.skip(x)).chunk(2, dim=-1)
+        return mean, log_variance.clamp(-14.0, 6.0)
+
+
+class VelocityNetwork(nn.Module):
+    """v(x_t, t | condition) of shape (modalities, rows, size), for t of shape (modalities, rows) or (1, 1).
+
+    The output is preconditioned for data of unit variance: its linear part is the best linear predictor of
+    the velocity from x_t, and the network's share has unit scale (the form of Karras et al. 2022 for this path).
+    """
+
+    def __init__(self, modalities: int, size: int, conditions: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.enter = StackedLinear(modalities, size, width)
+        self.enter_time = StackedLinear(modalities, 2 * _FREQUENCIES, width)
+        self.enter_condition = StackedLinear(modalities, conditions, width) if conditions else None
+        self.blocks = ResidualBlocks(modalities, width, depth)
+        self.leave = StackedLinear(modalities, width, size, zero=True)
+        self.register_buffer("frequency", torch.exp(torch.linspace(0, math.log(200.0), _FREQUENCIES)), persistent=False)
+
+    def condition(self, z: Tensor, which: slice = ALL) -> Tensor:
+        """What z (modalities, rows, conditions) adds to the first layer: computed once for all steps of a sampler."""
+        assert self.enter_condition is not None
+        return self.enter_condition(z, which)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, which: slice = ALL) -> Tensor:
+        t = t[..., None]
+        angle = t * self.frequency
+        waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        time = torch.matmul(waves, self.enter_time.weight[which]) + self.enter_time.bias[which]
+        start = time if condition is None else time + condition
+        hidden = torch.baddbmm(start, x, self.enter.weight[which])
+        raw = self.leave(self.blocks(hidden, which), which)
+        variance = (1 - t).square() + t.square()
+        return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())
+
+
+_FREQUENCIES = 16
