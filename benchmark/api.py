@@ -170,6 +170,10 @@ class Dataset(Protocol):
 
     def count(self, split: Literal["train", "validation", "test"]) -> int: ...
 
+    def rows_of(self, cell: Cell) -> int:
+        """Rows that a method generates for a cell: the first of the test split's where it gives any."""
+        ...
+
     def rows(self, split: str, indices: Tensor) -> Batch:
         """Raw rows at `indices` (int64, on the dataset's device)."""
         ...

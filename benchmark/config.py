@@ -18,13 +18,13 @@ PRESETS = ("paper", "gpu", "cpu", "smoke")
 
 # The only fields in which presets may differ: sizes, steps, counts and precision.
 BUDGET_FIELDS = frozenset({
-    "train_rows", "evaluation_rows", "updates", "batch_rows", "warmup_updates", "ema_updates",
+    "train_rows", "evaluation_rows", "unconditional_rows", "updates", "batch_rows", "warmup_updates", "ema_updates",
     "encoder_width", "encoder_depth", "decoder_width", "decoder_depth", "prior_width", "prior_depth",
     "prior_steps", "decoder_steps", "probe_rows", "precision", "compile",
 })
 
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
-EVALUATION_FIELDS = ("evaluation_rows", "prior_steps", "decoder_steps", "probe_rows", "precision")
+EVALUATION_FIELDS = ("evaluation_rows", "unconditional_rows", "prior_steps", "decoder_steps", "probe_rows", "precision")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Config:
     """What a run's numbers depend on, apart from method, dataset and seed. Units stand behind each field."""
 
     train_rows: int  # rows of the training split in use
-    evaluation_rows: int  # held-out rows per cell
+    evaluation_rows: int  # held-out rows per conditional cell
+    unconditional_rows: int  # generated rows of an unconditional cell
     probe_rows: int  # rows that the probes of the criteria are fitted on
     updates: int  # optimiser steps, all stages together
     batch_rows: int  # rows per update

@@ -1,0 +1,340 @@
+"""What the paper claims, answered from measured rows: holds, fails or undecided, with the interval.
+
+The unit of replication is the training seed. Two methods of one seed are scored on the same
+evaluation noise, so they are compared in pairs: a two-sided t interval for the mean over seeds of the
+log ratio. Holm's step-down over a claim's rivals keeps the chance that any rival is judged wrongly
+at `ALPHA`; in one direction it is half of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmark.api import TASKS, UserError, cells
+from benchmark.config import nearest
+from benchmark.tables import (
+    ONE_PER_COMPARISON,
+    RESULTS,
+    checked,
+    column_rows,
+    guard,
+    known_name,
+    read_toml,
+    seed_means,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ALPHA = 0.05
+LEAST_SEEDS = 3
+RELATIONS = ("below", "above", "unsupported")
+Quantity = tuple[str, str]  # task, metric
+Verdict = Literal["holds", "fails", "undecided", "n/a"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The subject's value on `on` stands `relation` `factor` x each rival's value on `against`.
+
+    `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
+    on the log scale. `unsupported`: the subject has no number on `on`, and there are no rivals.
+    """
+
+    id: str
+    text: str
+    source: str
+    table: str
+    dataset: str
+    subject: str
+    rivals: tuple[str, ...]
+    relation: str
+    factor: float
+    on: tuple[Quantity, ...]
+    against: tuple[Quantity, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One rival's answer: the ratio subject / rival (geometric mean over seeds) and its interval at 1 - `level`."""
+
+    verdict: Verdict
+    ratio: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    level: float = math.nan
+    seeds: int = 0
+    reason: str = ""
+
+
+def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") -> list[Claim]:
+    """Read the claims strictly; `metrics` are the known names.
+
+    Raises UserError, naming file and key, for an unknown key, task, metric or relation, a wrong type,
+    a missing key, a factor that is not positive, and an id used twice.
+    """
+    claims = []
+    for table, section in read_toml(path).items():
+        if not isinstance(section, dict):
+            raise UserError(f"{path.name}: unknown key {table!r}: write a section per table, as [table5]")
+        checked(section, {"dataset": str, "source": str, "claim": list}, f"{path.name}: {table}")
+        for place, raw in enumerate(section["claim"], 1):
+            where = f"{path.name}: {raw.get('id', f'claim {place}')}"
+            claims.append(_claim(raw, where, metrics, table, section["dataset"], section["source"]))
+    ids = [claim.id for claim in claims]
+    if twice := [name for name in ids if ids.count(name) > 1]:
+        raise UserError(f"{path.name}: two claims have the id {twice[0]!r}: give each its own")
+    return claims
+
+
+def _claim(raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str, dataset: str,
+           source: str) -> Claim:
+    checked(raw, {"id": str, "text": str, "subject": str, "relation": str, "on": list}, where,
+            {"rivals": list, "factor": float, "against": list})
+    known_name(raw["relation"], RELATIONS, "relation", where)
+    for quantity in (*raw["on"], *raw.get("against", ())):
+        if not isinstance(quantity, list) or len(quantity) != 2:
+            raise UserError(f"{where}: {quantity!r}: write [task, metric]")
+        known_name(quantity[0], TASKS, "task", where)
+        known_name(quantity[1], metrics, "metric", where)
+    rivals, factor = tuple(raw.get("rivals", ())), raw.get("factor", 1.0)
+    if factor <= 0:
+        raise UserError(f"{where}: factor = {factor}: must be positive")
+    if bool(rivals) == (raw["relation"] == "unsupported"):
+        raise UserError(f"{where}: rivals belong to the relations below and above, which need them")
+    on = tuple((task, metric) for task, metric in raw["on"])
+    against = tuple((task, metric) for task, metric in raw.get("against", raw["on"]))
+    if raw["subject"] in rivals and on == against:
+        raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
+    return Claim(raw["id"], raw["text"], source, table, dataset, raw["subject"], rivals, raw["relation"], factor, on,
+                 against)
+
+
+# ---------------------------------------------------------------------------------------------- the test
+
+def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dict[str, Comparison]:
+    """Judge `exp(log ratio)` below or above `factor` for each rival; `logs`: rival -> log ratio per seed, (seeds,).
+
+    Rivals are taken in the order of their p values; the k-th of m is judged at ALPHA / (m - k + 1),
+    and from the first that is undecided on, all are. Each interval is at the level its rival was
+    judged at, so it excludes `factor` exactly where there is a verdict. Rivals of fewer than
+    LEAST_SEEDS seeds are undecided, and still count in m.
+    """
+    from scipy import stats
+
+    enough = [rival for rival, values in logs.items() if len(values) >= LEAST_SEEDS]
+    found = {rival: Comparison("undecided", math.exp(values.mean()) if len(values) else math.nan, seeds=len(values),
+                               reason=f"{len(values)} shared seeds, needs {LEAST_SEEDS}")
+             for rival, values in logs.items()}
+    errors = {rival: float(logs[rival].std(ddof=1)) / math.sqrt(len(logs[rival])) for rival in enough}
+    pvalues = {rival: _pvalue(float(logs[rival].mean()) - math.log(factor), errors[rival], len(logs[rival]) - 1)
+               for rival in enough}
+    level, rejecting = ALPHA, True
+    for place, rival in enumerate(sorted(enough, key=lambda rival: pvalues[rival])):
+        if rejecting:
+            level = ALPHA / (len(logs) - place)
+            rejecting = pvalues[rival] < level
+        values = logs[rival]
+        mean, reach = float(values.mean()), float(stats.t.ppf(1 - level / 2, len(values) - 1)) * errors[rival]
+        beyond = (mean < math.log(factor)) == (relation == "below")
+        verdict: Verdict = ("holds" if beyond else "fails") if rejecting else "undecided"
+        found[rival] = Comparison(verdict, math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), level,
+                                  len(values), "" if rejecting else "the interval includes the factor")
+    return found
+
+
+def _pvalue(mean: float, error: float, degrees: int) -> float:
+    """Two-sided, of a mean of zero; seeds without any spread decide by the mean alone."""
+    from scipy import stats
+
+    if error == 0:
+        return float(mean == 0)
+    return float(2 * stats.t.sf(abs(mean) / error, degrees))
+
+
+def check_claims(frame: pd.DataFrame, claims: Sequence[Claim], preset: str, modalities: Mapping[str, Sequence[str]],
+                 paper: pd.DataFrame) -> pd.DataFrame:
+    """One row per claim and rival: the claim's verdict, the rival's, and whether the paper's own table agrees.
+
+    A claim fails where one rival shows the opposite, holds where every rival that has such a number
+    agrees, and is undecided otherwise. `modalities`: dataset -> names. `in_paper`: "yes", "no", or ""
+    where the table has no such numbers. Raises UserError where rows that are not comparable meet.
+    """
+    import pandas as pd
+
+    rows = []
+    for claim in claims:
+        answers = _answers(frame, claim, preset, modalities)
+        verdicts = {answer.verdict for answer in answers.values()} - {"n/a"}
+        overall = "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "undecided"
+        agrees = _in_paper(claim, paper)
+        for rival, answer in answers.items():
+            rows.append({"claim": claim.id, "text": claim.text, "source": claim.source, "preset": preset,
+                         "verdict": overall, "in_paper": agrees, "subject": claim.subject, "rival": rival,
+                         "relation": claim.relation, "factor": claim.factor, "rival_verdict": answer.verdict,
+                         **{field.name: getattr(answer, field.name) for field in fields(Comparison)[1:]}})
+    return pd.DataFrame(rows)
+
+
+def _answers(frame: pd.DataFrame, claim: Claim, preset: str,
+             modalities: Mapping[str, Sequence[str]]) -> dict[str, Comparison]:
+    columns = _columns(frame, claim, preset, modalities)
+    subject, lack = _logs(columns, claim.subject, claim.on)
+    if claim.relation == "unsupported":
+        return {"": _supported(subject, lack)}
+    if not subject:
+        return {rival: Comparison("undecided", reason=f"{claim.subject}: {lack}") for rival in claim.rivals}
+    answers: dict[str, Comparison] = {}
+    logs: dict[str, np.ndarray] = {}
+    for rival in claim.rivals:
+        other, lack = _logs(columns, rival, claim.against)
+        if other:
+            logs[rival] = _array([subject[seed] - other[seed] for seed in sorted(subject.keys() & other.keys())])
+        elif lack.startswith("n/a"):
+            answers[rival] = Comparison("n/a", reason=lack)
+        else:
+            logs[rival] = _array([])  # it counts among the rivals of Holm's step-down
+            answers[rival] = Comparison("undecided", reason=lack)
+    answers = compare(logs, claim.relation, claim.factor) | answers
+    return {rival: answers[rival] for rival in claim.rivals}
+
+
+def _columns(frame: pd.DataFrame, claim: Claim, preset: str,
+             modalities: Mapping[str, Sequence[str]]) -> dict[Quantity, tuple[pd.DataFrame, int]]:
+    """The rows of every quantity, for the subject and its rivals, and the number of its cells."""
+    import pandas as pd
+
+    if claim.dataset not in modalities:
+        raise UserError(f"{claim.id}: unknown dataset {claim.dataset!r}{nearest(claim.dataset, modalities)}")
+    columns = {}
+    for task, metric in (*claim.on, *claim.against):
+        wanted = tuple(cells(claim.dataset, modalities[claim.dataset], task))
+        rows = column_rows(frame, preset, wanted, metric, (claim.subject, *claim.rivals))
+        columns[task, metric] = rows, len(wanted)
+    guard(pd.concat([rows for rows, _ in columns.values()]), ONE_PER_COMPARISON)
+    return columns
+
+
+def _supported(values: Mapping[int, float], lack: str) -> Comparison:
+    if values:
+        return Comparison("fails", seeds=len(values), reason="it has numbers there")
+    return Comparison("holds" if lack.startswith("n/a") else "undecided", reason=lack)
+
+
+def _logs(columns: Mapping[Quantity, tuple[pd.DataFrame, int]], method: str,
+          quantities: Sequence[Quantity]) -> tuple[dict[int, float], str]:
+    """A method's log value per seed, averaged over the quantities, and why there is none."""
+    found: list[dict[int, float]] = []
+    for task, metric in quantities:
+        rows, cell_count = columns[task, metric]
+        means, reason = seed_means(rows[rows["method"] == method], cell_count)
+        if not means:
+            return {}, reason or "no rows"
+        if min(means.values()) <= 0:
+            return {}, f"{metric} is not positive on {task}: there is no log ratio"
+        found.append({seed: math.log(value) for seed, value in means.items()})
+    shared = set(found[0]).intersection(*found[1:])
+    if not shared:
+        return {}, "no seed has all quantities"
+    return {seed: math.fsum(logs[seed] for logs in found) / len(found) for seed in sorted(shared)}, ""
+
+
+def _array(values: Sequence[float]) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(values, dtype=float)
+
+
+def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
+    """Whether the paper's printed numbers satisfy the claim, noise aside."""
+    table = paper[paper["table"] == claim.table]
+
+    def log(method: str, quantities: Sequence[Quantity]) -> float | None:
+        values = []
+        for task, metric in quantities:
+            chosen = table[(table["method"] == method) & (table["task"] == task) & (table["metric"] == metric)]
+            if chosen.empty:
+                return None
+            values += [math.log(float(value)) for value in chosen["value"]]
+        return math.fsum(values) / len(values)
+
+    subject = log(claim.subject, claim.on)
+    if claim.relation == "unsupported":
+        return "yes" if subject is None else "no"
+    rivals = [value for rival in claim.rivals if (value := log(rival, claim.against)) is not None]
+    if subject is None or not rivals:
+        return ""
+    gaps = [subject - rival - math.log(claim.factor) for rival in rivals]
+    return "yes" if all((gap < 0) == (claim.relation == "below") and gap != 0 for gap in gaps) else "no"
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str:
+    """The verdicts as text for "term" (at most 100 characters a line) or "md". Raises UserError for another format."""
+    if format not in ("term", "md"):
+        raise UserError(f"unknown format {format!r}: choose from md, term")
+    return _markdown(result) if format == "md" else _term(result, color)
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
+    """One rival's line: verdict, ratio, interval, or the reason why there is none."""
+    other = row["rival"] if row["rival"] != row["subject"] else "itself"
+    if not row["rival"]:
+        return str(row["reason"])
+    if math.isnan(row["low"]):
+        return f"{other}: {row['rival_verdict']} ({row['reason']})"
+    interval = f"{row['ratio']:.3g}, {100 * (1 - row['level']):.3g} % interval {row['low']:.3g} to {row['high']:.3g}"
+    return f"{other}: {row['rival_verdict']} ({interval}; {row['seeds']} seeds)"
+
+
+def _claimed(row: Mapping[str, Any]) -> str:
+    if row["relation"] == "unsupported":
+        return "no number"
+    return f"ratio {'<' if row['relation'] == 'below' else '>'} {row['factor']:.3g}"
+
+
+def _counts(result: pd.DataFrame) -> str:
+    verdicts = result.drop_duplicates("claim")["verdict"]
+    counts = ", ".join(f"{int((verdicts == name).sum())} {name}" for name in ("holds", "fails", "undecided"))
+    return f"{len(verdicts)} claims at preset {result['preset'].iloc[0]}: {counts}."
+
+
+def _markdown(result: pd.DataFrame) -> str:
+    def safe(text: str) -> str:
+        return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+
+    lines = ["| claim | claimed | verdict | in the paper's table | subject ÷ rival |", "|---|---|---|---|---|"]
+    for _, group in result.groupby("claim", sort=False):
+        first = group.iloc[0]
+        rivals = "<br>".join(safe(_sentence(row)) for row in group.to_dict("records"))
+        lines.append(f"| {safe(first['text'])} | {safe(_claimed(first))} | **{first['verdict']}** | "
+                     f"{first['in_paper'] or '—'} | {rivals} |")
+    return "\n".join([*lines, "", _counts(result)]) + "\n"
+
+
+def _term(result: pd.DataFrame, color: bool) -> str:
+    import io
+
+    from rich.console import Console
+    from rich.text import Text
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=100, force_terminal=color, no_color=not color, highlight=False,
+                      color_system="standard" if color else None, _environ={})
+    styles = {"holds": "bold green", "fails": "bold red", "undecided": "bold yellow"}
+    for _, group in result.groupby("claim", sort=False):
+        first = group.iloc[0]
+        line = Text(f"{first['verdict']:<10}", styles[first["verdict"]])
+        line.append(f"{first['claim']}: {first['text']}", "default")
+        console.print(line)
+        console.print(Text(f"          claimed: {_claimed(first)}; in the paper's table: {first['in_paper'] or '—'}"))
+        for row in group.to_dict("records"):
+            console.print(Text(f"          {_sentence(row)}"))
+    console.print(Text(_counts(result)))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

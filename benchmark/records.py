@@ -1,0 +1,286 @@
+"""The result file: one CSV line per number, appended under a lock and readable after any crash.
+
+A line is complete when it ends in a newline. A last line without one was cut by a crash: readers ignore
+it and the next append removes it, even where it looks whole, since a number that lost digits looks whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.api import UserError
+from benchmark.files import write_atomic
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+KEY = ("preset", "dataset", "given", "want", "method", "metric", "seed")
+VERSIONS = ("method_version", "dataset_version", "metric_version", "protocol", "precision")
+MEASURED = ("train_seconds", "sample_seconds", "peak_memory_mb", "parameters")
+"""Columns that state a cost of the run; two equal runs differ in them, and no rule compares them."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One number and where it comes from.
+
+    `given`, `want`: modality names joined by "+"; `given` is empty for unconditional samples.
+    `status`: "ok", "n/a: why" or "error: why"; `value` is None unless it is "ok", and finite then.
+    `stderr`: standard error over the `n` rows, None where no formula is honest.
+    `sources`: hash of the plug-ins' code. Raises ValueError for a row that contradicts itself.
+    """
+
+    preset: str
+    dataset: str
+    given: str
+    want: str
+    method: str
+    metric: str
+    seed: int
+    value: float | None
+    stderr: float | None
+    n: int
+    status: str
+    method_version: int
+    dataset_version: int
+    metric_version: int
+    protocol: str
+    precision: str
+    run_id: str
+    sources: str
+    commit: str
+    torch: str
+    device: str
+    train_seconds: float | None = None
+    sample_seconds: float | None = None
+    peak_memory_mb: float | None = None
+    parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status != "ok" and not self.status.startswith(("n/a: ", "error: ")):
+            raise ValueError(f"status {self.status!r} is none of 'ok', 'n/a: why', 'error: why'")
+        if (self.value is None) == (self.status == "ok"):
+            raise ValueError(f"status {self.status!r} does not go with value {self.value}")
+        for column in _NUMBERS:
+            number = getattr(self, column)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{column} is {number}")
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        return tuple(getattr(self, column) for column in KEY)
+
+
+COLUMNS = tuple(field.name for field in fields(Record))
+_INTEGERS = ("seed", "n", "method_version", "dataset_version", "metric_version")
+_NUMBERS = ("value", "stderr", *MEASURED)  # empty where there is none
+_HEADER = (",".join(COLUMNS) + "\n").encode()
+
+
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add rows at the end of the file, all of them or none, and wait until they are on the disk.
+
+    Safe beside other processes that append. The file is created where it does not exist, and a last line
+    that was cut by a crash is removed first. Line breaks inside a text become spaces. Raises UserError,
+    with the file as it was, for a foreign header and where the file cannot be written.
+    """
+    lines = "".join(map(_line, records)).encode()
+    if not lines:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path) as descriptor:
+            end = _end_of_lines(descriptor, path)
+            content = lines if end else _HEADER + lines
+            try:
+                os.ftruncate(descriptor, end)
+                while content:  # one write; a second one only where the disk took a part
+                    content = content[os.write(descriptor, content):]
+                os.fsync(descriptor)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, end)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot append results to {path} ({error.strerror or error}): its rows are as they were; "
+                        "free space or permit writing, and run the same command again") from error
+
+
+def read(path: Path, must_exist: bool = False) -> list[Record]:
+    """The complete rows, in the order of writing; none where there is no file, unless it `must_exist`.
+
+    Raises UserError that names the columns of a foreign header or the line that cannot be parsed.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        if must_exist:
+            raise UserError(f"no results at {path}: `bench run` writes them") from error
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read results from {path} ({error.strerror}): permit reading or name another file"
+                        ) from error
+    header, *lines = content[: content.rfind(b"\n") + 1].split(b"\n")
+    if lines or not _HEADER.startswith(content):
+        _check_header(header if lines else content, path)
+    return [_parse(line, path, number) for number, line in enumerate(lines[:-1], start=2)]
+
+
+def load(path: Path, must_exist: bool = False) -> DataFrame:
+    """`read` as a frame with the columns COLUMNS; see `frame_of` for the types."""
+    return frame_of(read(path, must_exist))
+
+
+def frame_of(records: Iterable[Record]) -> DataFrame:
+    """One row per record: text as text (an empty `given` stays ""), counts int64, numbers float64 with NaN for none."""
+    import pandas
+
+    rows = list(zip(*map(astuple, records), strict=True)) or [()] * len(COLUMNS)
+    return pandas.DataFrame({column: pandas.Series(values, dtype=_dtype(column))
+                             for column, values in zip(COLUMNS, rows, strict=True)})
+
+
+def records_of(frame: DataFrame) -> list[Record]:
+    """The inverse of `frame_of`; further columns are left out."""
+    return [_record(dict(zip(COLUMNS, row, strict=True)))
+            for row in frame[list(COLUMNS)].itertuples(index=False, name=None)]
+
+
+def latest(frame: DataFrame) -> DataFrame:
+    """One row per key and run: the one written last, so that a retried error is replaced by its retry.
+
+    Rows of one key from several runs (other settings, other versions) stay: choose by `run_id`.
+    """
+    return frame.drop_duplicates([*KEY, "run_id"], keep="last").reset_index(drop=True)
+
+
+def done_keys(frame: DataFrame, run_id: str) -> set[tuple[str | int, ...]]:
+    """Keys (in the order of KEY) that the run need not compute again: a number or an n/a. Errors are tried again."""
+    rows = latest(frame)
+    rows = rows[(rows["run_id"] == run_id) & ~rows["status"].str.startswith("error")]
+    return set(rows[list(KEY)].itertuples(index=False, name=None))
+
+
+def write_sorted(path: Path, frame: DataFrame) -> None:
+    """Replace the file by the frame's rows, sorted by key and run: equal rows make equal bytes.
+
+    Raises UserError, with the file as it was, where it cannot be written.
+    """
+    records = sorted(records_of(frame), key=lambda record: (record.key, record.run_id))
+    try:
+        write_atomic(path, _HEADER + "".join(map(_line, records)).encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
+                        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """A descriptor of the file at `path`, alone among those who ask here; the file is made where there is none."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)  # gives the lock back
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """False where the file was replaced or deleted while we waited for it: rows written to it would be lost."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _end_of_lines(descriptor: int, path: Path) -> int:
+    """Length of the file up to its last newline; 0 where not even the header is whole. Raises UserError."""
+    head = os.pread(descriptor, 2 * len(_HEADER), 0)
+    if _HEADER.startswith(head) and head != _HEADER:
+        return 0
+    _check_header(head.split(b"\n")[0], path)
+    position = os.fstat(descriptor).st_size
+    while position:
+        start = max(0, position - 65536)
+        newline = os.pread(descriptor, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
+def _check_header(line: bytes, path: Path) -> None:
+    found = line.decode("utf-8-sig", "replace").rstrip("\r").split(",")
+    if tuple(found) == COLUMNS:
+        return
+    missing = [column for column in COLUMNS if column not in found]
+    foreign = [column[:40] for column in found if column not in COLUMNS]
+    faults = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(foreign)}"] * bool(foreign)
+    raise UserError(f"{path} is no result file: its header has {'; '.join(faults) or 'the columns in another order'}; "
+                    "rename the file (a new one is begun) or mend its first line")
+
+
+def _line(record: Record) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(
+        _text(column, value) for column, value in zip(COLUMNS, astuple(record), strict=True))
+    return line.getvalue()
+
+
+def _text(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column in _INTEGERS or column == "parameters":
+        return str(int(value))
+    if column in _NUMBERS:
+        return repr(float(value))  # the shortest text that reads back as the same number
+    return " ".join(value.splitlines()).encode("utf-8", "backslashreplace").decode()
+
+
+def _parse(line: bytes, path: Path, number: int) -> Record:
+    where = f"{path}, line {number}"
+    mend = "mend or delete that line"
+    try:
+        values = next(csv.reader([line.decode().rstrip("\r")], strict=True), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{where}: no CSV line ({error}): {mend}") from error
+    if len(values) != len(COLUMNS):
+        raise UserError(f"{where}: {len(values)} fields instead of {len(COLUMNS)}: {mend}")
+    row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    for column, convert in [*((c, int) for c in _INTEGERS), *((c, float) for c in _NUMBERS)]:
+        try:
+            row[column] = None if column in _NUMBERS and row[column] == "" else convert(row[column])
+        except ValueError as error:
+            raise UserError(f"{where}: {column} is {row[column]!r}, not a number: {mend}") from error
+    try:
+        return _record(row)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: {mend}") from error
+
+
+def _record(row: dict[str, Any]) -> Record:
+    """A record of plain Python numbers, with None for NaN."""
+    for column in _INTEGERS:
+        row[column] = int(row[column])
+    for column in _NUMBERS:
+        if row[column] is not None:
+            row[column] = None if math.isnan(row[column]) else float(row[column])
+    if row["parameters"] is not None and math.isfinite(row["parameters"]):
+        row["parameters"] = int(row["parameters"])
+    return Record(**row)
+
+
+def _dtype(column: str) -> str:
+    return "int64" if column in _INTEGERS else "float64" if column in _NUMBERS else "str"

@@ -1,0 +1,301 @@
+"""Jobs to rows: one run directory per job, resumed where it stands; a failure becomes a row and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark import records, registry
+from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError
+from benchmark.config import Config, digest, resolve
+from benchmark.criteria import evaluate_criteria
+from benchmark.evaluate import Result, evaluate_cell
+from benchmark.files import write_atomic
+from benchmark.records import Record
+from benchmark.runtime import device_name, seeded
+from benchmark.tables import Job
+from benchmark.train import Diverged, Progress, Trainer, load_average
+
+Report = Callable[[str, float, float, str], None]  # what, done, of, detail
+
+
+class Stopped(Exception):
+    """The user or --max-time stopped the work; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job with everything resolved: what it is, where it lives, and what its rows will say."""
+
+    job: Job
+    method_card: MethodCard
+    dataset_card: DatasetCard
+    config: Config
+    sources: str
+    run_id: str
+    directory: Path
+
+    @property
+    def results(self) -> Path:
+        """The local results file."""
+        return self.directory.parents[3] / "results.csv"
+
+
+@dataclass
+class Outcome:
+    """What became of a list of runs."""
+
+    finished: int = 0
+    errors: list[str] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.errors = []
+
+
+def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
+    """Resolve a job without touching torch's state or the disk. Raises UserError for anything unknown."""
+    method_card: MethodCard = registry.card("method", job.method)
+    dataset_card: DatasetCard = registry.card("dataset", job.dataset)
+    config = resolve(dataset_card, method_card, job.preset, overrides).config
+    code = digest([registry.sources(registry.locate("method", job.method)),
+                   registry.sources(registry.locate("dataset", job.dataset))])
+    name, data = registry.stem(job.method), registry.stem(job.dataset)
+    run_id = digest([asdict(config), name, data, job.seed, method_card.version, dataset_card.version, code])
+    directory = runs / job.preset / data / name / f"seed{job.seed}-{run_id}"
+    return Run(job, method_card, dataset_card, config, code, run_id, directory)
+
+
+def missing(run: Run) -> list[tuple[Cell, str]]:
+    """The (cell, metric) pairs that the results file lacks for this very run; errors are tried again."""
+    done = records.done_keys(records.latest(records.load(run.results)), run.run_id)
+    return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done]
+
+
+def execute(runs: Iterable[Run], device: str, report: Report, max_seconds: float | None = None,
+            fresh: bool = False) -> Outcome:
+    """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
+
+    Raises Stopped when interrupted or out of time; UserError for what only the user can mend.
+    """
+    outcome = Outcome()
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    with _stop_on_signal() as stopped:
+        for run in runs:
+            todo = run.job.scores if fresh else missing(run)
+            if not todo:
+                outcome.finished += 1
+                continue
+            with _alone_in(run.directory):
+                if fresh:
+                    _forget(run)
+                try:
+                    _execute_one(run, todo, device, report, stopped, deadline)
+                    outcome.finished += 1
+                except (Stopped, UserError):
+                    raise
+                except Exception as error:  # one method's failure must not cost the others their turn
+                    reason = f"error: {type(error).__name__}: {error}"
+                    _append(run, device, [Result(cell, metric, None, reason, None) for cell, metric in missing(run)])
+                    outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
+    return outcome
+
+
+def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
+    """The method of a finished run with its averaged weights, its dataset, and how far training got."""
+    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    method = build(run, data, device)
+    progress = load_average(method, run.directory, run.run_id) if run.method_card.stages else None
+    return method, data, progress
+
+
+def build(run: Run, data: Any, device: str) -> Any:
+    """A method with weights that are a function of the seed, told of the data where it asks to be."""
+    with seeded("init", run.job.seed):
+        method = registry.load("method", run.job.method)(data.modalities, run.config)
+    if hasattr(method, "bind"):
+        method.bind(data)
+    return method.to(device) if hasattr(method, "to") else method
+
+
+def _execute_one(run: Run, todo: Sequence[tuple[Cell, str]], device: str, report: Report,
+                 stopped: Callable[[], bool], deadline: float | None) -> None:
+    supported, refused = _split(run, todo)
+    _append(run, device, refused)
+    if not supported:
+        return
+    _describe(run, device)
+    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    method, progress = _train(run, data, device, report, stopped, deadline)
+    what = f"{registry.stem(run.job.method)} seed {run.job.seed}: scoring"
+    by_cell: dict[Cell, list[str]] = {}
+    for cell, metric in supported:
+        by_cell.setdefault(cell, []).append(metric)
+    probed = [cell for cell, metrics in by_cell.items() if _of_criteria(cell, metrics)]
+    sampled = [cell for cell in by_cell if cell not in probed]
+    total = len(sampled) + bool(probed)
+    for position, cell in enumerate(sampled):
+        if stopped() or (deadline is not None and time.monotonic() > deadline):
+            raise Stopped
+        report(what, position, total, str(cell).partition(": ")[2])
+        results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device))
+        _append(run, device, results, method, progress)
+    if probed:
+        report(what, len(sampled), total, "probes of the latents")
+        wanted = {(cell, metric) for cell in probed for metric in by_cell[cell]}
+        found = evaluate_criteria(method, data, device, run.job.seed, registry.stem(run.job.dataset))
+        _append(run, device, [_criterion(*each) for each in found if each[:2] in wanted], method, progress)
+    report(what, total, total, "done")
+
+
+def _train(run: Run, data: Any, device: str, report: Report, stopped: Callable[[], bool],
+           deadline: float | None) -> tuple[Any, Progress | None]:
+    """The method ready for evaluation, trained to the end of its budget. Raises Stopped before that end."""
+    method = build(run, data, device)
+    if not run.method_card.stages:
+        return method, None
+    average = build(run, data, device)
+    trainer = Trainer(method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory,
+                      run.run_id, device)
+    if not trainer.progress.done:
+        what = f"{registry.stem(run.job.method)} seed {run.job.seed}: training"
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
+    if not trainer.progress.done:
+        raise Stopped
+    return average.eval(), trainer.progress
+
+
+def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell, str]], list[Result]]:
+    """What the method can do, and n/a results for the tasks that it does not support."""
+    label, supported, refused = run.method_card.label, [], []
+    for cell, metric in todo:
+        if cell.task in run.method_card.tasks or _of_criteria(cell, [metric]):
+            supported.append((cell, metric))
+        else:
+            refused.append(Result(cell, metric, None, f"n/a: {label} does not support {cell.task}", None))
+    return supported, refused
+
+
+def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:
+    return any("criteria" in registry.card("metric", metric).tasks for metric in metrics)
+
+
+def _criterion(cell: Cell, metric: str, found: Score | str) -> Result:
+    return Result(cell, metric, None, f"n/a: {found}", None) if isinstance(found, str) else Result(
+        cell, metric, found, None, None)
+
+
+def _append(run: Run, device: str, results: Sequence[Result], method: Any = None,
+            progress: Progress | None = None) -> None:
+    parameters = sum(weight.numel() for weight in method.parameters()) if hasattr(method, "parameters") else None
+    measured = {"train_seconds": round(progress.seconds, 1) if progress else None,
+                "peak_memory_mb": round(_peak_memory_mb(device)), "parameters": parameters}
+    records.append(run.results, [_record(run, device, result, measured) for result in results])
+
+
+def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) -> Record:
+    score, status = result.score, "ok"
+    if result.reason is not None:
+        status = result.reason if result.reason.startswith(("n/a: ", "error: ")) else f"n/a: {result.reason}"
+    keys = dict(zip(records.KEY, _key(run, result.cell, result.metric), strict=True))
+    return Record(
+        **keys,  # type: ignore[arg-type]
+        value=score.value if score else None, stderr=score.stderr if score else None, n=score.n if score else 0,
+        status=status, method_version=run.method_card.version, dataset_version=run.dataset_card.version,
+        metric_version=registry.card("metric", result.metric).version, protocol=run.config.protocol(),
+        precision=run.config.precision, run_id=run.run_id, sources=run.sources, commit=commit(),
+        torch=torch.__version__, device=device_name(device),
+        sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4), **measured)
+
+
+def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
+    return (run.job.preset, registry.stem(run.job.dataset), "+".join(cell.given), "+".join(cell.want),
+            registry.stem(run.job.method), registry.stem(metric), run.job.seed)
+
+
+def _describe(run: Run, device: str) -> None:
+    """config.json: what this run is, for a reader; the run id in the directory's name is its hash."""
+    facts = {"method": run.job.method, "dataset": run.job.dataset, "preset": run.job.preset, "seed": run.job.seed,
+             "run_id": run.run_id, "sources": run.sources, "device": device, "torch": torch.__version__,
+             "python": sys.version.split()[0], "config": asdict(run.config)}
+    write_atomic(run.directory / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _forget(run: Run) -> None:
+    for path in run.directory.iterdir():
+        if path.name != _LOCK:
+            path.unlink()
+
+
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold the run directory. Raises UserError when another process works in it or it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / _LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"{directory}: cannot write there ({error.strerror}): name another folder with --runs") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another process is working on this run: wait for it, or stop it") from None
+        yield
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks to stop at the next whole step; a second Ctrl-C stops at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: somebody else handles signals
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _peak_memory_mb(device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def commit() -> str:
+    """The checkout's commit, with a + when it has changes; empty outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+__all__ = ["Diverged", "Inapplicable", "Outcome", "Run", "Stopped", "build", "commit", "execute", "missing", "prepare",
+           "trained_method"]

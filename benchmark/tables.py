@@ -1,0 +1,732 @@
+"""A table is data: one TOML file plans the jobs of a paper's table, and renders it from result rows.
+
+Everything here is a pure function of the TOML files, the result rows and the cards handed in: the
+same input gives the same bytes. pandas and rich are imported where they are used, so that a listing
+of what there is stays fast.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmark.api import TASKS, Cell, MethodCard, MetricCard, UserError, cells
+from benchmark.config import PRESETS, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the results inside the package, a checkout beside it.
+RESULTS = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results"
+FORMATS = ("term", "md", "csv", "tex", "html")
+Format = Literal["term", "md", "csv", "tex", "html"]
+_VERSIONS = ("method_version", "dataset_version", "metric_version", "protocol", "precision", "torch", "device")
+KEY = ["preset", "dataset", "given", "want", "method", "metric", "seed"]
+# Rows that differ in one of these answer different questions and never meet in one column.
+ONE_PER_COMPARISON = ("preset", "dataset", "dataset_version", "protocol", "precision")
+ONE_PER_COLUMN = (*ONE_PER_COMPARISON, "metric", "metric_version")
+TERM_WIDTH = 100
+
+
+# ---------------------------------------------------------------------------------------------- the file
+
+@dataclass(frozen=True)
+class Job:
+    """One training and what it is scored on: every metric on every cell, but for the pairs in `skip`."""
+
+    method: str
+    dataset: str
+    preset: str
+    seed: int
+    cells: tuple[Cell, ...]
+    metrics: tuple[str, ...]
+    skip: frozenset[tuple[Cell, str]] = frozenset()
+
+    @property
+    def scores(self) -> tuple[tuple[Cell, str], ...]:
+        """The (cell, metric) pairs that are asked for, in order."""
+        pairs = ((cell, metric) for cell in self.cells for metric in self.metrics)
+        return tuple(pair for pair in pairs if pair not in self.skip)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number per method: the mean of `metric` over the cells of `task`, or over the cells that are listed.
+
+    `paper`: what selects the column's numbers in results/paper.csv; empty where the paper has none.
+    `block`: columns of one block stand together; the empty one is the table proper.
+    """
+
+    header: str
+    metric: str
+    digits: int
+    task: str = ""
+    listed: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    paper: Mapping[str, str] = field(default_factory=dict)
+    block: str = ""
+
+    def cells(self, dataset: str, modalities: Sequence[str]) -> tuple[Cell, ...]:
+        """The column's cells on a dataset. Raises UserError where a listed cell names no modality of it."""
+        if self.task:
+            return tuple(cells(dataset, modalities, self.task))
+        for name in (name for given, want in self.listed for name in given + want):
+            if name not in modalities:
+                raise UserError(
+                    f"column {self.header!r}: {dataset} has no modality {name!r}{nearest(name, modalities)}")
+        return tuple(Cell(dataset, given, want) for given, want in self.listed)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: rows, columns and seeds; see results/tables/table5.toml."""
+
+    id: str
+    title: str
+    dataset: str
+    methods: tuple[str, ...]
+    sanity: tuple[str, ...]
+    seeds: Mapping[str, int]
+    columns: tuple[Column, ...]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Methods, then the sanity rows."""
+        return self.methods + self.sanity
+
+    def jobs(self, preset: str, modalities: Sequence[str]) -> list[Job]:
+        """One job per seed and row, seed by seed, so that an interrupted plan leaves whole tables of fewer seeds.
+
+        Raises UserError where the table states no seeds for the preset.
+        """
+        if preset not in self.seeds:
+            raise UserError(f"{self.id}: no seeds for preset {preset!r}{nearest(preset, self.seeds)}")
+        asked = [(cell, column.metric) for column in self.columns for cell in column.cells(self.dataset, modalities)]
+        return [_job(method, self.dataset, preset, seed, asked)
+                for seed in range(self.seeds[preset]) for method in self.rows]
+
+    def missing(self, frame: pd.DataFrame, preset: str, modalities: Sequence[str]) -> list[Job]:
+        """The jobs whose numbers `frame` lacks, cut to what is lacking. An error row is lacking: it is tried again."""
+        done = frame[~frame["status"].astype(str).str.startswith("error")]
+        present = set(zip(*(done[name].fillna("").astype(str) for name in KEY), strict=True))
+
+        def lacks(job: Job, cell: Cell, metric: str) -> bool:
+            given, want = "+".join(cell.given), "+".join(cell.want)
+            return (preset, job.dataset, given, want, job.method, metric, str(job.seed)) not in present
+
+        lacking = [(job, [pair for pair in job.scores if lacks(job, *pair)]) for job in self.jobs(preset, modalities)]
+        return [_job(job.method, job.dataset, preset, job.seed, pairs) for job, pairs in lacking if pairs]
+
+
+def _job(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tuple[Cell, str]]) -> Job:
+    wanted = dict.fromkeys(pairs)
+    asked = tuple(dict.fromkeys(cell for cell, _ in wanted))
+    metrics = tuple(dict.fromkeys(metric for _, metric in wanted))
+    skip = frozenset((cell, metric) for cell in asked for metric in metrics) - wanted.keys()
+    return Job(method, dataset, preset, seed, asked, metrics, skip)
+
+
+def load_table(source: str | Path, metrics: Collection[str]) -> Table:
+    """Read `results/tables/<source>.toml`, or the file of that path, strictly; `metrics` are the known names.
+
+    Raises UserError, naming file and key, for an unknown table, key, task, metric or preset, a wrong
+    type, a missing key, and two columns of one header.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        known = [file.stem for file in sorted((RESULTS / "tables").glob("*.toml"))]
+        if str(source) not in known:
+            raise UserError(f"unknown table {str(source)!r}{nearest(str(source), known)}")
+        path = RESULTS / "tables" / f"{source}.toml"
+    raw = read_toml(path)
+    checked(raw, {"id": str, "title": str, "dataset": str, "methods": list, "sanity": list, "seeds": dict,
+                  "column": list}, path.name)
+    for preset, count in raw["seeds"].items():
+        if preset not in PRESETS:
+            raise UserError(f"{path.name}: seeds: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"{path.name}: seeds: {preset} = {count!r}: write a whole number of at least 1")
+    columns = tuple(_column(entry, f"{path.name}: column {place}", metrics)
+                    for place, entry in enumerate(raw["column"], 1))
+    headers = [column.header for column in columns]
+    if twice := [header for header in headers if headers.count(header) > 1]:
+        raise UserError(f"{path.name}: two columns have the header {twice[0]!r}: give each its own")
+    return Table(raw["id"], raw["title"], raw["dataset"], tuple(raw["methods"]), tuple(raw["sanity"]), raw["seeds"],
+                 columns)
+
+
+def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Column:
+    checked(raw, {"header": str, "metric": str, "digits": int}, where,
+            {"task": str, "cells": list, "paper": dict, "block": str})
+    if ("task" in raw) == ("cells" in raw):
+        raise UserError(f"{where}: write either task or cells")
+    if "task" in raw:
+        known_name(raw["task"], TASKS, "task", where)
+    known_name(raw["metric"], metrics, "metric", where)
+    checked(raw.get("paper", {}), {}, f"{where}: paper",
+            dict.fromkeys(("table", "task", "given", "target", "metric"), str))
+    for cell in raw.get("cells", []):
+        checked(cell, {"given": list, "want": list}, f"{where}: cells")
+    listed = tuple((tuple(cell["given"]), tuple(cell["want"])) for cell in raw.get("cells", []))
+    return Column(raw["header"], raw["metric"], raw["digits"], raw.get("task", ""), listed, raw.get("paper", {}),
+                  raw.get("block", ""))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is absent or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def checked(raw: Mapping[str, Any], required: Mapping[str, type], where: str,
+            optional: Mapping[str, type] | None = None) -> None:
+    """Raises UserError, naming file and key, unless `raw` has the required keys, no unknown one, and their types."""
+    kinds = {**required, **(optional or {})}
+    for key, value in raw.items():
+        if key not in kinds:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}")
+        if not isinstance(value, kinds[key]) or isinstance(value, bool):
+            raise UserError(f"{where}: {key} = {value!r} is not of type {kinds[key].__name__}")
+    for key in required:
+        if key not in raw:
+            raise UserError(f"{where}: lacks the key {key!r}")
+
+
+def known_name(name: str, known: Collection[str], what: str, where: str) -> None:
+    """Raises UserError, with the nearest match, for a name that is not known."""
+    if name not in known:
+        raise UserError(f"{where}: unknown {what} {name!r}{nearest(name, known)}")
+
+
+# ---------------------------------------------------------------------------------------------- the numbers
+
+def load_paper(path: Path = RESULTS / "paper.csv") -> pd.DataFrame:
+    """The paper's numbers as printed: table, method, task, given, target, metric, value, better."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, dtype={"given": str, "target": str})
+
+
+def column_rows(frame: pd.DataFrame, preset: str, wanted: Sequence[Cell], metric: str,
+                methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of one column: one per method, cell and seed; a later error row gives way to a number.
+
+    Raises UserError, naming both rows, where rows that are not comparable meet (see `guard`), and
+    where one key has two numbers.
+    """
+    rows = frame.assign(given=frame["given"].fillna("").astype(str), seed=frame["seed"].astype(int))
+    rows = rows[(rows["preset"] == preset) & (rows["metric"] == metric) & rows["method"].isin(methods)]
+    sought = {(cell.dataset, "+".join(cell.given), "+".join(cell.want)) for cell in wanted}
+    rows = rows.loc[[key in sought for key in zip(rows["dataset"], rows["given"], rows["want"], strict=True)]]
+    guard(rows)
+    failed = rows["status"].str.startswith("error")
+    rows = rows.assign(failed=failed).sort_values("failed", kind="stable")  # numbers and n/a first
+    answered = rows[~rows["failed"]]
+    if (twice := answered[answered.duplicated(KEY)]).size:
+        row = twice.iloc[0]
+        raise UserError(f"two rows for {_named(row)}, {row['given'] or 'nothing'} -> {row['want']}, {metric} "
+                        f"at preset {preset}: remove one")
+    return rows.drop_duplicates(KEY, keep="first").drop(columns="failed")
+
+
+def guard(rows: pd.DataFrame, alike: Sequence[str] = ONE_PER_COLUMN) -> None:
+    """Raises UserError, naming two rows, unless all rows are `alike` and each method has one version."""
+    for name in alike:
+        _one_value(rows, name)
+    for _, group in rows.groupby("method", sort=False):
+        _one_value(group, "method_version")
+
+
+def _one_value(rows: pd.DataFrame, name: str) -> None:
+    firsts = rows.drop_duplicates(name)
+    if len(firsts) > 1:
+        one, other = firsts.iloc[0], firsts.iloc[1]
+        raise UserError(f"{one['metric']}: {name} {one[name]} ({_named(one)}) and {other[name]} ({_named(other)}) "
+                        f"cannot share a column: run one of them again, or remove its rows")
+
+
+def _named(row: pd.Series) -> str:
+    return f"{row['method']} seed {row['seed']}"
+
+
+def seed_means(rows: pd.DataFrame, cell_count: int) -> tuple[dict[int, float], str]:
+    """One method's mean over cells, per seed, and why other seeds have none ("" if all have).
+
+    `rows` are one method's rows from `column_rows`; a seed counts when all `cell_count` cells have
+    a number, because a mean over fewer cells is another quantity.
+    """
+    means: dict[int, float] = {}
+    reasons: dict[str, list[int]] = {}
+    for seed, group in rows.groupby("seed"):
+        bad = group[group["status"] != "ok"]
+        if len(bad):
+            reasons.setdefault(str(bad["status"].iloc[0]), []).append(int(seed))
+        elif len(group) < cell_count:
+            reasons.setdefault(f"missing: {cell_count - len(group)} of {cell_count} cells", []).append(int(seed))
+        else:
+            means[int(seed)] = float(group["value"].astype(float).mean())
+    if not means and len(reasons) == 1:
+        return means, next(iter(reasons))
+    return means, "; ".join(f"{reason} (seeds {_ranges(seeds)})" for reason, seeds in reasons.items())
+
+
+def summarise(frame: pd.DataFrame, table: Table, preset: str, modalities: Sequence[str]) -> pd.DataFrame:
+    """One row per method and column of the table, with what the caption needs.
+
+    `value`: mean over the column's cells per seed, then over seeds. `stderr`: over seeds; with one
+    seed the mean of the cells' standard errors over rows (an upper bound: the cells share test rows),
+    and `stderr_over` says which. `status`: "ok", or "n/a: why", "error: why", "missing: why".
+    `note`: why seeds are fewer than the table plans. Raises UserError as `column_rows` does.
+    """
+    import pandas as pd
+
+    summary = []
+    for column in table.columns:
+        wanted = column.cells(table.dataset, modalities)
+        rows = column_rows(frame, preset, wanted, column.metric, table.rows)
+        for method in table.rows:
+            own = rows[rows["method"] == method]
+            entry = {"preset": preset, "method": method, "column": column.header, "metric": column.metric}
+            summary.append(entry | _summary(own, len(wanted), table.seeds.get(preset, 1)))
+    return pd.DataFrame(summary)
+
+
+def _summary(rows: pd.DataFrame, cell_count: int, planned: int) -> dict[str, Any]:
+    means, reason = seed_means(rows, cell_count)
+    values = list(means.values())
+    entry: dict[str, Any] = {"value": math.nan, "stderr": math.nan, "stderr_over": "", "seeds": _ranges(means),
+                             "status": "ok", "note": ""}
+    if values:
+        used = rows[rows["seed"].isin(means)]
+        entry["value"] = math.fsum(values) / len(values)
+        if len(values) > 1:
+            spread = math.fsum((value - entry["value"]) ** 2 for value in values) / (len(values) - 1)
+            entry |= {"stderr": math.sqrt(spread / len(values)), "stderr_over": "seeds"}
+        elif used["stderr"].notna().all():
+            entry |= {"stderr": float(used["stderr"].astype(float).mean()), "stderr_over": "rows"}
+        if len(values) < planned:
+            entry["note"] = f"{len(values)} of {planned} seeds" + (f": {reason}" if reason else "")
+    else:
+        used, entry["status"] = rows, reason or "missing: not run"
+    for name in ("n", *_VERSIONS):
+        entry[name] = ", ".join(dict.fromkeys(_plain(value) for value in used[name].dropna()))
+    for name in ("train_seconds", "parameters"):
+        entry[name] = float(used[name].astype(float).mean()) if used[name].notna().any() else math.nan
+    return entry
+
+
+def _plain(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _ranges(seeds: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def paper_values(paper: pd.DataFrame, column: Column) -> dict[str, float]:
+    """Method -> the paper's number of a column; empty for a column without `paper`.
+
+    Raises UserError where the column's key selects nothing, or two numbers of one method.
+    """
+    if not column.paper:
+        return {}
+    rows = paper
+    for name, value in column.paper.items():
+        rows = rows[rows[name] == value]
+    if rows.empty or rows["method"].duplicated().any():
+        fault = "no number" if rows.empty else "several numbers of one method"
+        raise UserError(f"column {column.header!r}: its paper key selects {fault} of paper.csv: {dict(column.paper)}")
+    return dict(zip(rows["method"], rows["value"].astype(float), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed number: `text` without marks, the number itself, and footnote numbers."""
+
+    text: str
+    value: float | None = None
+    stderr: float | None = None
+    status: str = "ok"
+    best: bool = False
+    notes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    method: str
+    label: str
+    notes: tuple[int, ...]
+    sanity: bool
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one heading. `group`: so many neighbouring columns are never parted."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[Row, ...]
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class Page:
+    """What every format prints: blocks, numbered footnotes and the caption's lines."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    footnotes: tuple[str, ...]
+    caption: tuple[str, ...]
+
+
+def render(summary: pd.DataFrame, table: Table, paper: pd.DataFrame, format: Format, *,
+           metrics: Mapping[str, MetricCard], methods: Mapping[str, MethodCard], notes: Sequence[str] = (),
+           color: bool = False) -> str:
+    """The table as text, ending in a newline; a pure function of its arguments.
+
+    At preset `paper` each column stands beside the paper's number and the difference (ours - paper);
+    at any other preset the title says that they are not comparable, and the paper's numbers form a
+    block of their own. `metrics`, `methods`: cards by name; `notes`: further caption lines; `color`:
+    for a terminal. Raises UserError for an unknown format and a metric without a card.
+    """
+    writers = {"term": lambda page: _term(page, color), "md": _markdown, "tex": _latex, "html": _html,
+               "csv": lambda page: _csv(page, table.id, str(summary["preset"].iloc[0]))}
+    if format not in writers:
+        raise UserError(f"unknown format {format!r}{nearest(format, FORMATS)}")
+    for column in table.columns:
+        known_name(column.metric, metrics, "metric", table.id)
+    return writers[format](_Composer(summary, table, paper, metrics, methods).page(notes))
+
+
+class _Composer:
+    """Turns a summary into a page, numbering the footnotes as they come up."""
+
+    def __init__(self, summary: pd.DataFrame, table: Table, paper: pd.DataFrame, metrics: Mapping[str, MetricCard],
+                 methods: Mapping[str, MethodCard]) -> None:
+        self.table, self.metrics, self.methods = table, metrics, methods
+        self.summary = summary
+        self.cells = {(row["method"], row["column"]): row for row in summary.to_dict("records")}
+        self.paper = {column.header: paper_values(paper, column) for column in table.columns}
+        self.preset = str(summary["preset"].iloc[0])
+        self.footnotes: dict[str, int] = {}
+
+    def page(self, notes: Sequence[str]) -> Page:
+        table, comparable = self.table, self.preset == "paper"
+        proper = [column for column in table.columns if not column.block]
+        blocks = [self.beside_paper(proper) if comparable else self.ours("measured", proper)]
+        for title in dict.fromkeys(column.block for column in table.columns if column.block):
+            blocks.append(self.ours(title, [column for column in table.columns if column.block == title]))
+        blocks.append(self.ratios())
+        if not comparable:
+            blocks.append(self.papers(proper))
+        blocks.append(self.cost())
+        title = table.title if comparable else (
+            f"{table.title} protocol at preset {self.preset}: not comparable with the paper's numbers")
+        caption = self.caption() + tuple(notes)
+        return Page(title, tuple(block for block in blocks if block.rows), tuple(self.footnotes), caption)
+
+    def header(self, column: Column) -> str:
+        return f"{column.header} {'↑' if self.metrics[column.metric].higher_is_better else '↓'}"
+
+    def note(self, text: str) -> tuple[int, ...]:
+        return (self.footnotes.setdefault(text, len(self.footnotes) + 1),) if text else ()
+
+    def row(self, method: str, entries: Iterable[Entry], deviations: bool = False) -> Row:
+        card = self.methods.get(method)  # a method whose file is gone keeps its name and its rows
+        listed = card.deviations if card and deviations else ()
+        marks = tuple(mark for text in listed for mark in self.note(text))
+        return Row(method, card.label if card else method, marks, method in self.table.sanity, tuple(entries))
+
+    def entry(self, method: str, column: Column) -> Entry:
+        cell = self.cells[method, column.header]
+        if cell["status"] != "ok":
+            return Entry("—", status=cell["status"], notes=self.note(cell["status"]))
+        marks = self.note(cell["note"])
+        stderr = None if math.isnan(cell["stderr"]) else cell["stderr"]
+        text = f"{cell['value']:.{column.digits}f}"
+        if stderr is not None:
+            text += f" ±{stderr:.{column.digits}f}"
+        if cell["stderr_over"] == "rows":
+            marks += self.note("one seed: ± is the standard error over rows, not over trainings")
+        return Entry(text, cell["value"], stderr, best=method in self.best(column), notes=marks)
+
+    def best(self, column: Column) -> set[str]:
+        """The best method and those within one standard error of the difference from it; sanity rows do not compete."""
+        found = {method: self.cells[method, column.header] for method in self.table.methods}
+        found = {method: cell for method, cell in found.items() if cell["status"] == "ok"}
+        if not found:
+            return set()
+        sign = -1 if self.metrics[column.metric].higher_is_better else 1
+        top = min(found.values(), key=lambda cell: sign * cell["value"])
+
+        def tied(cell: Mapping[str, Any]) -> bool:
+            errors = [0.0 if math.isnan(each["stderr"]) else each["stderr"] for each in (cell, top)]
+            return abs(cell["value"] - top["value"]) <= math.hypot(*errors)
+
+        return {method for method, cell in found.items() if cell is top or tied(cell)}
+
+    def ours(self, title: str, columns: Sequence[Column]) -> Block:
+        rows = (self.row(method, [self.entry(method, column) for column in columns], deviations=not columns[0].block)
+                for method in self.table.rows)
+        return Block(title, tuple(map(self.header, columns)), tuple(rows))
+
+    def beside_paper(self, columns: Sequence[Column]) -> Block:
+        """Three columns for each: ours, the paper's, ours - paper."""
+        headers = tuple(text for column in columns for text in (self.header(column), "paper", "difference"))
+        rows = []
+        for method in self.table.rows:
+            entries: list[Entry] = []
+            for column in columns:
+                ours, printed = self.entry(method, column), self.printed(method, column)
+                difference = Entry("—")
+                if ours.value is not None and printed.value is not None:
+                    gap = ours.value - printed.value
+                    difference = Entry(f"{gap:+.{column.digits}f}".replace("-", "−"), gap)
+                entries += [ours, printed, difference]
+            rows.append(self.row(method, entries, deviations=True))
+        return Block("measured beside the paper", headers, tuple(rows), group=3)
+
+    def printed(self, method: str, column: Column) -> Entry:
+        value = self.paper[column.header].get(method)
+        return Entry("—") if value is None else Entry(f"{value:.{column.digits}f}", value)
+
+    def papers(self, columns: Sequence[Column]) -> Block:
+        columns = [column for column in columns if column.paper]
+        rows = [self.row(method, (self.printed(method, column) for column in columns))
+                for method in self.table.methods if any(method in self.paper[column.header] for column in columns)]
+        return Block("the paper's numbers, at its own scale", tuple(map(self.header, columns)), tuple(rows))
+
+    def ratios(self) -> Block:
+        """Values over the `chance` row's, for distances."""
+        chance = {column.header: self.cells["chance", column.header]["value"] for column in self.table.columns
+                  if "chance" in self.table.sanity and not self.metrics[column.metric].higher_is_better}
+        columns = [column for column in self.table.columns if chance.get(column.header, math.nan) > 0]
+        rows = []
+        for method in self.table.methods if columns else ():
+            values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
+            rows.append(self.row(method, (_quantity(value, "{:.2g}") for value in values)))
+        return Block("ratio to the chance row", tuple(f"{column.header} ÷" for column in columns), tuple(rows))
+
+    def cost(self) -> Block:
+        rows = []
+        for method in self.table.methods:
+            cells = [self.cells[method, column.header] for column in self.table.columns]
+            versions = ", ".join(dict.fromkeys(cell["method_version"] for cell in cells if cell["method_version"]))
+            seconds, parameters = (
+                next((cell[name] for cell in cells if not math.isnan(cell[name])), math.nan)
+                for name in ("train_seconds", "parameters"))
+            if versions:
+                rows.append(self.row(method, (
+                    Entry(versions), _quantity(parameters, "{:,.0f}"), _quantity(seconds, "{:.0f}"))))
+        return Block("cost", ("version", "parameters", "training, s"), tuple(rows))
+
+    def caption(self) -> tuple[str, ...]:
+        used = self.summary[self.summary["status"] == "ok"]
+
+        def values(name: str) -> str:
+            return ", ".join(dict.fromkeys(text for text in used[name] if text)) or "none"
+
+        versions = dict.fromkeys(f"{row['metric']} v{row['metric_version']}" for row in used.to_dict("records"))
+        lines = [f"Preset {self.preset}; seeds {values('seeds')}; {values('n')} rows per cell; "
+                 f"{self.table.dataset} v{values('dataset_version')}; {', '.join(versions) or 'no metric yet'}.",
+                 f"Protocol {values('protocol')}; precision {values('precision')}; torch {values('torch')}; "
+                 f"{values('device')}."]
+        if (used["stderr_over"] == "seeds").any():
+            lines.append("Mean over cells, then over seeds, ± standard error over seeds.")
+        lines.append("Best in bold (* in a terminal), with ties inside one standard error of the difference.")
+        return tuple(lines)
+
+
+def _quantity(value: float, pattern: str) -> Entry:
+    return Entry("—") if math.isnan(value) else Entry(pattern.format(value), value)
+
+
+# ---------------------------------------------------------------------------------------------- the formats
+
+def _marks(notes: tuple[int, ...]) -> str:
+    return ",".join(map(str, notes))
+
+
+def _term(page: Page, color: bool) -> str:
+    """At most TERM_WIDTH characters a line: a block that is wider is printed in parts."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    def shown(text: str, notes: tuple[int, ...], best: bool = False) -> Text:
+        return Text(text + ("*" if best else "") + (f" [{_marks(notes)}]" if notes else ""), "bold" if best else "")
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=TERM_WIDTH, force_terminal=color, no_color=not color, highlight=False,
+                      color_system="standard" if color else None, _environ={})
+    console.print(Text(page.title, "bold"))
+    for block in page.blocks:
+        labels = [shown(row.label, row.notes) for row in block.rows]
+        body = [[shown(entry.text, entry.notes, entry.best) for entry in row.entries] for row in block.rows]
+        widths = [max(len(header), *(len(line[place]) for line in body)) + 2
+                  for place, header in enumerate(block.headers)]
+        room = TERM_WIDTH - max(map(len, labels)) - 4
+        for part in _parts(widths, block.group, room):
+            grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+            grid.add_column(block.title, max_width=max(max(map(len, labels)), 12))
+            for place in part:
+                grid.add_column(block.headers[place], justify="right")
+            for row, following, label, line in zip(
+                    block.rows, (*block.rows[1:], None), labels, body, strict=True):
+                last = following is not None and following.sanity and not row.sanity
+                grid.add_row(label, *(line[place] for place in part), end_section=last)
+            console.print(grid)
+    for number, text in enumerate(page.footnotes, 1):
+        console.print(Text(f"[{number}] {text}"))
+    for text in page.caption:
+        console.print(Text(text))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _parts(widths: Sequence[int], group: int, room: int) -> list[list[int]]:
+    """Places of the columns, in parts that fit into `room`; groups stay whole."""
+    parts: list[list[int]] = [[]]
+    for start in range(0, len(widths), group):
+        places = list(range(start, start + group))
+        if parts[-1] and sum(widths[place] for place in parts[-1] + places) > room:
+            parts.append([])
+        parts[-1] += places
+    return parts
+
+
+def _markdown(page: Page) -> str:
+    def safe(text: str) -> str:
+        return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+    def marked(text: str, notes: tuple[int, ...]) -> str:
+        return text + (f"<sup>{_marks(notes)}</sup>" if notes else "")
+
+    lines = [f"**{safe(page.title)}**", ""]
+    for block in page.blocks:
+        lines.append(f"| {' | '.join(map(safe, (block.title, *block.headers)))} |")
+        lines.append("|---" + "|---:" * len(block.headers) + "|")
+        for row in block.rows:
+            name = f"*{safe(row.label)}*" if row.sanity else safe(row.label)
+            entries = (marked(f"**{entry.text}**" if entry.best else entry.text, entry.notes) for entry in row.entries)
+            lines.append(f"| {' | '.join((marked(name, row.notes), *entries))} |")
+        lines.append("")
+    lines += [f"{number}. {safe(text)}" for number, text in enumerate(page.footnotes, 1)]
+    lines += [""] * bool(page.footnotes) + [" ".join(map(safe, page.caption))]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(page: Page, table: str, preset: str) -> str:
+    """One line per printed number, at full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["table", "preset", "block", "method", "column", "value", "stderr", "status", "best", "notes"])
+    for block in page.blocks:
+        for row in block.rows:
+            owner = ""
+            for place, (header, entry) in enumerate(zip(block.headers, row.entries, strict=True)):
+                owner = header if place % block.group == 0 else owner  # whose "paper" and "difference" these are
+                name = header if header == owner else f"{owner} {header}"
+                notes = "; ".join(page.footnotes[number - 1] for number in entry.notes)
+                value = entry.text if entry.value is None and entry.text != "—" else _number(entry.value)
+                writer.writerow([table, preset, block.title, row.method, name, value, _number(entry.stderr),
+                                 entry.status, int(entry.best), notes])
+    return buffer.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
+        "±": r"$\pm$", "—": "---", "−": "$-$", "÷": r"$\div$", "×": r"$\times$", "∈": r"$\in$"}
+
+
+def _latex(page: Page) -> str:
+    """Needs the package booktabs."""
+    def safe(text: str) -> str:
+        return "".join(_TEX.get(character, character) for character in text)
+
+    def marked(text: str, notes: tuple[int, ...]) -> str:
+        return text + (rf"\textsuperscript{{{_marks(notes)}}}" if notes else "")
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{safe(page.title)}. {safe(' '.join(page.caption))}}}"]
+    for block in page.blocks:
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(block.headers)}}}", r"\toprule",
+                  " & ".join(map(safe, (block.title, *block.headers))) + r" \\", r"\midrule"]
+        for place, row in enumerate(block.rows):
+            if place and row.sanity and not block.rows[place - 1].sanity:
+                lines.append(r"\midrule")
+            texts = [rf"\textbf{{{safe(entry.text)}}}" if entry.best else safe(entry.text) for entry in row.entries]
+            shown = [marked(text, entry.notes) for text, entry in zip(texts, row.entries, strict=True)]
+            lines.append(" & ".join((marked(safe(row.label), row.notes), *shown)) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip"]
+    lines += [rf"\textsuperscript{{{number}}}\,{safe(text)}\par" for number, text in enumerate(page.footnotes, 1)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+_STYLE = ("body{font:15px/1.45 system-ui,sans-serif;margin:2rem;max-width:70rem}"
+          "table{border-collapse:collapse;margin:1.2rem 0;font-variant-numeric:tabular-nums}"
+          "th,td{padding:.2rem .8rem;text-align:right}th:first-child,td:first-child{text-align:left}"
+          "thead th{border-bottom:1px solid}tr.sanity{font-style:italic;opacity:.75}small{display:block}")
+
+
+def _html(page: Page) -> str:
+    safe = html.escape
+
+    def marked(text: str, notes: tuple[int, ...]) -> str:
+        return text + (f"<sup>{_marks(notes)}</sup>" if notes else "")
+
+    lines = ["<!doctype html>", '<html lang="en">', f'<head><meta charset="utf-8"><title>{safe(page.title)}</title>',
+             f"<style>{_STYLE}</style></head>", "<body>", f"<h1>{safe(page.title)}</h1>"]
+    for block in page.blocks:
+        headers = "".join(f"<th>{safe(text)}</th>" for text in (block.title, *block.headers))
+        lines += ["<table>", f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
+        for row in block.rows:
+            texts = [f"<b>{safe(entry.text)}</b>" if entry.best else safe(entry.text) for entry in row.entries]
+            shown = [marked(safe(row.label), row.notes)] + [
+                marked(text, entry.notes) for text, entry in zip(texts, row.entries, strict=True)]
+            kind = ' class="sanity"' if row.sanity else ""
+            lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in shown)}</tr>")
+        lines += ["</tbody>", "</table>"]
+    lines += [f"<small><sup>{number}</sup> {safe(text)}</small>" for number, text in enumerate(page.footnotes, 1)]
+    lines += [f"<p>{safe(' '.join(page.caption))}</p>", "</body>", "</html>"]
+    return "\n".join(lines) + "\n"
+
+
+def render_readme(readme: str, blocks: Mapping[str, str]) -> str:
+    """The text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced, for each name of `blocks`.
+
+    Raises UserError where a name has no such pair of markers, or more than one.
+    """
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+            raise UserError(f"the readme needs {begin} and, below it, {end}, once each")
+        between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        text = f"{begin}\n{content.strip()}\n{end}"
+        readme = between.sub(lambda _, text=text: text, readme)  # type: ignore[misc]
+    return readme

@@ -1,0 +1,228 @@
+"""The one training loop: stages, warm-up, clipping, weight average, checkpoints, and an exact resume.
+
+Every random number of update k is a function of (seed, k), so a run that was cut and resumed equals
+one that was not, and no generator's state is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from benchmark.api import Dataset, UserError
+from benchmark.config import Config
+from benchmark.files import write_atomic
+from benchmark.runtime import Draws
+
+LOG_EVERY = 50  # updates between log lines; checkpoints and stops fall on these, so that logs resume exactly too
+CHECKPOINT_SECONDS = 20.0
+CHECKPOINT, LOG = "checkpoint.safetensors", "train.jsonl"
+
+Stages = tuple[tuple[str, float], ...]
+
+
+class Diverged(Exception):
+    """The loss or a weight is not finite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: updates done, of how many, seconds of training in all calls, mean loss of late."""
+
+    updates: int
+    of: int
+    seconds: float
+    loss: float
+
+    @property
+    def done(self) -> bool:
+        return self.updates >= self.of
+
+
+class Trainer:
+    """A method in training in a run directory. `model` is trained; `average` is what is evaluated."""
+
+    def __init__(self, model: nn.Module, average: nn.Module, data: Dataset, stages: Stages, config: Config, seed: int,
+                 directory: Path, run_id: str, device: str) -> None:
+        self.model, self.average = model, average.requires_grad_(False)
+        self.data, self.config, self.seed, self.device = data, config, seed, device
+        self.directory, self.run_id = directory, run_id
+        self.schedule = _schedule(stages, config.updates)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate,
+                                           weight_decay=config.weight_decay, fused=True)
+        self._average_step = get_ema_multi_avg_fn(1 - 1 / config.ema_updates)
+        self._weights = list(model.parameters())
+        self._average_weights = list(average.parameters())
+        self.updates, self.seconds, self.loss = 0, 0.0, math.nan
+        average.load_state_dict(model.state_dict())
+        if (directory / CHECKPOINT).exists():
+            self._load()
+        if config.compile:
+            for network in model.children():
+                network.compile()
+
+    def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False,
+            max_seconds: float | None = None) -> Progress:
+        """Train to the end of the budget, until `stop()` or for `max_seconds`; checkpoint; return the progress.
+
+        Raises Diverged when the loss is not finite.
+        """
+        started = saved = time.monotonic()
+        before = self.seconds
+        log = _open_log(self.directory / LOG, self.updates)
+        with log:
+            while self.updates < self.config.updates:
+                parts = self._updates(min(LOG_EVERY, self.config.updates - self.updates))
+                now = time.monotonic()
+                self.seconds = before + now - started
+                log.write(json.dumps({"update": self.updates, **parts}) + "\n")
+                report(self.progress)
+                late = max_seconds is not None and now - started >= max_seconds
+                if now - saved > CHECKPOINT_SECONDS or late or stop() or self.progress.done:
+                    log.flush()
+                    self._save()
+                    saved = now
+                    if late or stop():
+                        break
+        return self.progress
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.updates, self.config.updates, self.seconds, self.loss)
+
+    def _updates(self, count: int) -> dict[str, float]:
+        """Do `count` updates and return the mean of each logged part: the only place that waits for the device."""
+        total: dict[str, Tensor] = {}
+        for _ in range(count):
+            loss, parts = self._update()
+            for name, value in {"loss": loss, **parts}.items():
+                total[name] = total[name] + value if name in total else value
+        means = {name: float(value) / count for name, value in total.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise Diverged(f"the loss is not finite between updates {self.updates - count + 1} and {self.updates}")
+        self.loss = means["loss"]
+        return means
+
+    def _update(self) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self.config.batch_rows
+        draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device)
+        batch = self.data.rows("train", draws.integers("rows", self.data.count("train")))
+        with autocast(self.config, self.device):
+            loss, parts = self.model.loss(batch, self._stage(), draws)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip_norm)
+        warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warm
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self._average_step(self._average_weights, self._weights, None)
+        self.updates += 1
+        return loss.detach(), dict(parts)
+
+    def _stage(self) -> str:
+        return next(name for name, end in self.schedule if self.updates < end)
+
+    def _save(self) -> None:
+        """Everything a resume needs, in one file, atomically. Raises Diverged rather than save a broken state."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self._weights):
+            raise Diverged(f"a weight is not finite after update {self.updates}")
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        facts = {"run_id": self.run_id, "updates": str(self.updates), "seconds": repr(self.seconds),
+                 "loss": repr(self.loss)}
+        write_atomic(self.directory / CHECKPOINT, save(tensors, metadata=facts))
+
+    def _load(self) -> None:
+        tensors, facts = read_checkpoint(self.directory / CHECKPOINT, self.run_id)
+        self.updates, self.seconds, self.loss = int(facts["updates"]), float(facts["seconds"]), float(facts["loss"])
+        self.model.load_state_dict(_below("model.", tensors))
+        self.average.load_state_dict(_below("average.", tensors))
+        optimizer = _below("optimizer.", tensors)
+        for name, parameter in self.model.named_parameters():
+            state = {k.rpartition(".")[2]: v for k, v in optimizer.items() if k.rpartition(".")[0] == name}
+            if state:
+                self.optimizer.state[parameter] = {
+                    key: value.to(parameter.device) for key, value in state.items()}
+
+
+def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and facts of a checkpoint. Raises UserError when it is damaged or of another run."""
+    mend = f"remove {path.parent} or pass --fresh to start this run again"
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a whole checkpoint ({error}): {mend}") from None
+    if facts.get("run_id") != run_id:
+        raise UserError(f"{path}: belongs to run {facts.get('run_id')}, not to {run_id}: {mend}")
+    return tensors, facts
+
+
+def load_average(model: nn.Module, directory: Path, run_id: str) -> Progress | None:
+    """Load the weight average of a run into `model`; None where there is no checkpoint."""
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    tensors, facts = read_checkpoint(path, run_id)
+    model.load_state_dict(_below("average.", tensors))
+    return Progress(int(facts["updates"]), int(facts["updates"]), float(facts["seconds"]), float(facts["loss"]))
+
+
+def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Mixed precision where the configuration asks for it."""
+    if config.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+def read_log(directory: Path) -> Iterator[dict[str, float]]:
+    """The training curve of a run, one dict per log line."""
+    path = directory / LOG
+    if path.exists():
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def _schedule(stages: Stages, updates: int) -> list[tuple[str, int]]:
+    """(stage, update at which it ends): stages split the same total."""
+    ends, share = [], 0.0
+    for name, part in stages:
+        share += part
+        ends.append((name, round(share * updates)))
+    if not math.isclose(share, 1.0):
+        raise UserError(f"the shares of the stages {stages} add up to {share}, not to 1")
+    return ends
+
+
+def _open_log(path: Path, updates: int) -> Any:
+    """The log, cut back to the lines that the checkpoint covers."""
+    kept = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError, KeyError):
+                if json.loads(line)["update"] <= updates:
+                    kept.append(line + "\n")
+        write_atomic(path, "".join(kept).encode())
+    return path.open("a")
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
