@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmark.api import Batch, MethodCard, Modality
+from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.flow import euler, logit_normal, matching_loss
@@ -88,9 +88,9 @@ class ShaLa(LatentModel):
         return torch.cat([(features * told[..., None]).flatten(1), told.to(features.dtype)], -1)[None]
 
     def infer(self, given: Batch, draws: Draws) -> Tensor:
-        """A sample of the conditional prior. Raises ValueError for more than one given modality."""
+        """A sample of the conditional prior. Raises Inapplicable for more than one given modality."""
         if len(given) > 1:
-            raise ValueError("shala conditions on one modality at most")
+            raise Inapplicable("ShaLa conditions on one modality at most")
         x, observed = self.observe(given)
         return self.sample_told(self.features(x), observed, draws)
 

@@ -125,7 +125,7 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
     judged at, so it excludes `factor` exactly where there is a verdict. Rivals of fewer than
     LEAST_SEEDS seeds are undecided, and still count in m.
     """
-    from scipy import stats
+    from scipy import special
 
     enough = [rival for rival, values in logs.items() if len(values) >= LEAST_SEEDS]
     found = {rival: Comparison("undecided", math.exp(values.mean()) if len(values) else math.nan, seeds=len(values),
@@ -140,7 +140,7 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
             level = ALPHA / (len(logs) - place)
             rejecting = pvalues[rival] < level
         values = logs[rival]
-        mean, reach = float(values.mean()), float(stats.t.ppf(1 - level / 2, len(values) - 1)) * errors[rival]
+        mean, reach = float(values.mean()), float(special.stdtrit(len(values) - 1, 1 - level / 2)) * errors[rival]
         beyond = (mean < math.log(factor)) == (relation == "below")
         verdict: Verdict = ("holds" if beyond else "fails") if rejecting else "undecided"
         found[rival] = Comparison(verdict, math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), level,
@@ -150,11 +150,11 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
 
 def _pvalue(mean: float, error: float, degrees: int) -> float:
     """Two-sided, of a mean of zero; seeds without any spread decide by the mean alone."""
-    from scipy import stats
+    from scipy import special
 
     if error == 0:
         return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / error, degrees))
+    return float(2 * special.stdtr(degrees, -abs(mean) / error))
 
 
 def check_claims(frame: pd.DataFrame, claims: Sequence[Claim], preset: str, modalities: Mapping[str, Sequence[str]],
@@ -205,18 +205,16 @@ def _answers(frame: pd.DataFrame, claim: Claim, preset: str,
 
 
 def _columns(frame: pd.DataFrame, claim: Claim, preset: str,
-             modalities: Mapping[str, Sequence[str]]) -> dict[Quantity, tuple[pd.DataFrame, int]]:
+             modalities: Mapping[str, Sequence[str]]) -> dict[Quantity, tuple[list[dict[str, Any]], int]]:
     """The rows of every quantity, for the subject and its rivals, and the number of its cells."""
-    import pandas as pd
-
     if claim.dataset not in modalities:
         raise UserError(f"{claim.id}: unknown dataset {claim.dataset!r}{nearest(claim.dataset, modalities)}")
-    columns = {}
+    columns: dict[Quantity, tuple[list[dict[str, Any]], int]] = {}
     for task, metric in (*claim.on, *claim.against):
         wanted = tuple(cells(claim.dataset, modalities[claim.dataset], task))
         rows = column_rows(frame, preset, wanted, metric, (claim.subject, *claim.rivals))
         columns[task, metric] = rows, len(wanted)
-    guard(pd.concat([rows for rows, _ in columns.values()]), ONE_PER_COMPARISON)
+    guard([row for rows, _ in columns.values() for row in rows], ONE_PER_COMPARISON)
     return columns
 
 
@@ -226,13 +224,13 @@ def _supported(values: Mapping[int, float], lack: str) -> Comparison:
     return Comparison("holds" if lack.startswith("n/a") else "undecided", reason=lack)
 
 
-def _logs(columns: Mapping[Quantity, tuple[pd.DataFrame, int]], method: str,
+def _logs(columns: Mapping[Quantity, tuple[list[dict[str, Any]], int]], method: str,
           quantities: Sequence[Quantity]) -> tuple[dict[int, float], str]:
     """A method's log value per seed, averaged over the quantities, and why there is none."""
     found: list[dict[int, float]] = []
     for task, metric in quantities:
         rows, cell_count = columns[task, metric]
-        means, reason = seed_means(rows[rows["method"] == method], cell_count)
+        means, reason = seed_means((row for row in rows if row["method"] == method), cell_count)
         if not means:
             return {}, reason or "no rows"
         if min(means.values()) <= 0:

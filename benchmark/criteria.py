@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Score, UserError
+from benchmark.config import resolve
 from benchmark.runtime import Draws
 
 PROBES = ("probe_linear", "probe_mlp")
 # The network's fixed budget; it is the same for every method, subset and factor.
-HIDDEN, STEPS, BATCH, RATE, DECAY = 128, 400, 256, 2e-3, 0.1
+HIDDEN, PASSES, BATCH, RATE, DECAY = 128, 10, 256, 2e-3, 0.1
 
 
 def criteria_cells(dataset: str, modalities: Sequence[str], factors: Sequence[str]) -> Iterator[tuple[Cell, str]]:
@@ -33,6 +34,21 @@ def criteria_cells(dataset: str, modalities: Sequence[str], factors: Sequence[st
     yield Cell(dataset, (), tuple(modalities)), "residual_dependence"
 
 
+def cells_of_dataset(dataset: str) -> Iterator[tuple[Cell, str]]:
+    """The criteria's cells on a dataset, by its registered name. Raises UserError unless its factors are known."""
+    card = registry.card("dataset", dataset)
+    preset = next(name for name in card.recipe if name != "shared")  # the factors are the same in all
+    data = registry.load("dataset", dataset)(resolve(card, None, preset).config, "cpu")
+    yield from criteria_cells(registry.stem(dataset), card.modalities, known_factors(data, dataset))
+
+
+def known_factors(data: Any, dataset: str) -> list[str]:
+    """Names of the factors behind a dataset's rows. Raises UserError where they are not known."""
+    if not hasattr(data, "factors"):
+        raise UserError(f"the criteria need known factors, which {dataset} does not have: choose gaussian_mixture")
+    return list(data.means)
+
+
 def evaluate_criteria(method: Any, data: Any, device: str, seed: int,
                       dataset: str = "gaussian_mixture") -> Iterator[tuple[Cell, str, Score | str]]:
     """Yields every (cell, metric name, score), or the reason why a cell has none, in the order of `criteria_cells`.
@@ -41,18 +57,20 @@ def evaluate_criteria(method: Any, data: Any, device: str, seed: int,
     `decode(latents, want, draws)`; one that offers none keeps no latent, and every cell says so.
     data: a known world, with `factors`, `layout` and `shared`. Raises UserError for any other.
     """
-    if not hasattr(data, "factors"):
-        raise UserError(f"the criteria need known factors, which {dataset} does not have: choose gaussian_mixture")
+    factors = known_factors(data, dataset)
     names = [modality.name for modality in data.modalities]
+    # As many rows as a conditional cell has, for the prior's samples too: their ratio needs no more.
+    rows = data.rows_of(Cell(dataset, (names[0],), (names[1],)))
     scores: dict[tuple[Cell, str], Score | str] = {}
-    for given, found in _probe(method, data, device, seed, names).items():
-        for factor in data.means:
+    for given, found in _probe(method, data, device, seed, names, rows).items():
+        for factor in factors:
             cell = Cell(dataset, given, (f"factor:{factor}",))
             for probe in PROBES:
                 scores[cell, probe] = found if isinstance(found, str) else _explained(cell, probe, data, *found)
     uncond = Cell(dataset, (), tuple(names))
-    scores[uncond, "residual_dependence"] = _residual(method, data, device, seed, uncond)
-    yield from ((cell, metric, scores[cell, metric]) for cell, metric in criteria_cells(dataset, names, list(data.means)))
+    scores[uncond, "residual_dependence"] = _residual(method, data, device, seed, uncond, rows)
+    for cell, metric in criteria_cells(dataset, names, factors):
+        yield cell, metric, scores[cell, metric]
 
 
 Truth = dict[str, Tensor]  # factor -> (rows, size)
@@ -66,11 +84,10 @@ def _explained(cell: Cell, probe: str, data: Any, truth: Truth, predictions: dic
 
 
 @torch.no_grad()
-def _residual(method: Any, data: Any, device: str, seed: int, cell: Cell) -> Score | str:
+def _residual(method: Any, data: Any, device: str, seed: int, cell: Cell, rows: int) -> Score | str:
     if not hasattr(method, "sample_prior"):
         return "keeps no latent"
     metric = registry.load("metric", "residual_dependence")(cell, data)
-    rows = data.count("test") // 2
     draws = Draws("criteria", "prior", seed, rows=rows, device=device)
     latent = method.sample_prior(rows, draws)
     once, again = (method.decode(latent, cell.want, draws) for _ in range(2))
@@ -78,18 +95,18 @@ def _residual(method: Any, data: Any, device: str, seed: int, cell: Cell) -> Sco
     return metric.compute()
 
 
-def _probe(method: Any, data: Any, device: str, seed: int,
-           names: Sequence[str]) -> dict[tuple[str, ...], str | tuple[Truth, dict[str, Truth]]]:
+def _probe(method: Any, data: Any, device: str, seed: int, names: Sequence[str],
+           rows: int) -> dict[tuple[str, ...], str | tuple[Truth, dict[str, Truth]]]:
     """Per subset: the test rows' factors and each probe's predictions of them, or why there are none."""
     subsets = [given for size in range(1, len(names) + 1) for given in combinations(names, size)]
     if not hasattr(method, "infer"):
         return dict.fromkeys(subsets, "keeps no latent")
-    rows = {"validation": torch.arange(data.probe_rows), "test": torch.arange(data.count("test") // 2)}
+    taken = {"validation": torch.arange(data.probe_rows), "test": torch.arange(rows)}
     answers: dict[tuple[str, ...], Any] = {}
-    latents: dict[str, list[Tensor]] = {split: [] for split in rows}
+    latents: dict[str, list[Tensor]] = {split: [] for split in taken}
     for given in subsets:
         try:
-            found = {split: _infer(method, data, device, seed, given, split, at) for split, at in rows.items()}
+            found = {split: _infer(method, data, device, seed, given, split, at) for split, at in taken.items()}
         except Inapplicable as reason:
             answers[given] = str(reason)
             continue
@@ -99,7 +116,7 @@ def _probe(method: Any, data: Any, device: str, seed: int,
     inferred = [given for given in subsets if answers[given] is None]
     if not inferred:
         return answers
-    truth = {split: data.factors(split, at) for split, at in rows.items()}
+    truth = {split: data.factors(split, at) for split, at in taken.items()}
     fitted = fit_probes(torch.stack(latents["validation"]), truth["validation"], torch.stack(latents["test"]), seed)
     return answers | {given: (truth["test"], predictions) for given, predictions in zip(inferred, fitted, strict=True)}
 
@@ -162,9 +179,10 @@ def network(inputs: Tensor, targets: Tensor, sizes: Sequence[int], test_inputs: 
         return (hidden.transpose(1, 2) @ out).transpose(1, 2)[:, :, filled.to(device)]
 
     optimiser = torch.optim.AdamW([into, bias, out], lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    batches = Draws("criteria", "batches", seed, rows=STEPS * BATCH, device=device).integers("row", rows)
-    for batch in batches.view(STEPS, BATCH):
+    steps = -(-PASSES * rows // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    batches = Draws("criteria", "batches", seed, rows=steps * BATCH, device=device).integers("row", rows)
+    for batch in batches.view(steps, BATCH):
         loss = (predict(inputs[:, batch]) - targets[:, batch]).square().sum() / BATCH
         optimiser.zero_grad()
         loss.backward()

@@ -13,7 +13,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def frame_of(records: Iterable[Record]) -> DataFrame:
     """One row per record: text as text (an empty `given` stays ""), counts int64, numbers float64 with NaN for none."""
     import pandas
 
-    rows = list(zip(*map(astuple, records), strict=True)) or [()] * len(COLUMNS)
+    rows = list(zip(*(vars(record).values() for record in records), strict=True)) or [()] * len(COLUMNS)
     return pandas.DataFrame({column: pandas.Series(values, dtype=_dtype(column))
                              for column, values in zip(COLUMNS, rows, strict=True)})
 
@@ -235,7 +235,7 @@ def _check_header(line: bytes, path: Path) -> None:
 def _line(record: Record) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(
-        _text(column, value) for column, value in zip(COLUMNS, astuple(record), strict=True))
+        _text(column, value) for column, value in vars(record).items())
     return line.getvalue()
 
 

@@ -12,14 +12,17 @@ import html
 import io
 import math
 import re
+import statistics
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.api import TASKS, Cell, MethodCard, MetricCard, UserError, cells
 from benchmark.config import PRESETS, nearest
+from benchmark.records import KEY, VERSIONS
+from benchmark.registry import stem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,12 +32,11 @@ _PACKAGE = Path(__file__).resolve().parent
 RESULTS = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results"
 FORMATS = ("term", "md", "csv", "tex", "html")
 Format = Literal["term", "md", "csv", "tex", "html"]
-_VERSIONS = ("method_version", "dataset_version", "metric_version", "protocol", "precision", "torch", "device")
-KEY = ["preset", "dataset", "given", "want", "method", "metric", "seed"]
 # Rows that differ in one of these answer different questions and never meet in one column.
 ONE_PER_COMPARISON = ("preset", "dataset", "dataset_version", "protocol", "precision")
 ONE_PER_COLUMN = (*ONE_PER_COMPARISON, "metric", "metric_version")
 TERM_WIDTH = 100
+ONE_SEED = "One seed: ± is the standard error over rows, not over trainings"
 
 
 # ---------------------------------------------------------------------------------------------- the file
@@ -64,6 +66,7 @@ class Column:
 
     `paper`: what selects the column's numbers in results/paper.csv; empty where the paper has none.
     `block`: columns of one block stand together; the empty one is the table proper.
+    `better`: "higher", "lower", "neither", or empty for the metric's own direction.
     """
 
     header: str
@@ -73,13 +76,17 @@ class Column:
     listed: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     paper: Mapping[str, str] = field(default_factory=dict)
     block: str = ""
+    better: str = ""
 
     def cells(self, dataset: str, modalities: Sequence[str]) -> tuple[Cell, ...]:
-        """The column's cells on a dataset. Raises UserError where a listed cell names no modality of it."""
+        """The column's cells on a dataset; a listed cell may want a known factor, as in "factor:all".
+
+        Raises UserError where a listed cell names no modality of the dataset.
+        """
         if self.task:
             return tuple(cells(dataset, modalities, self.task))
         for name in (name for given, want in self.listed for name in given + want):
-            if name not in modalities:
+            if name not in modalities and not name.startswith("factor:"):
                 raise UserError(
                     f"column {self.header!r}: {dataset} has no modality {name!r}{nearest(name, modalities)}")
         return tuple(Cell(dataset, given, want) for given, want in self.listed)
@@ -102,16 +109,27 @@ class Table:
         """Methods, then the sanity rows."""
         return self.methods + self.sanity
 
-    def jobs(self, preset: str, modalities: Sequence[str]) -> list[Job]:
+    def only(self, methods: Sequence[str]) -> Table:
+        """The table of these rows alone, unlisted methods included; the whole table where `methods` is empty."""
+        if not methods:
+            return self
+        names = [stem(method) for method in methods]
+        listed = [name for name in self.methods if name in names]
+        further = [name for name in dict.fromkeys(names) if name not in self.rows]
+        return replace(self, methods=(*listed, *further), sanity=tuple(name for name in self.sanity if name in names))
+
+    def jobs(self, preset: str, modalities: Sequence[str], methods: Sequence[str] | None = None,
+             seeds: Sequence[int] | None = None) -> list[Job]:
         """One job per seed and row, seed by seed, so that an interrupted plan leaves whole tables of fewer seeds.
 
+        `methods`, `seeds`: instead of the table's own; a method may be the path of a user's file.
         Raises UserError where the table states no seeds for the preset.
         """
         if preset not in self.seeds:
             raise UserError(f"{self.id}: no seeds for preset {preset!r}{nearest(preset, self.seeds)}")
         asked = [(cell, column.metric) for column in self.columns for cell in column.cells(self.dataset, modalities)]
-        return [_job(method, self.dataset, preset, seed, asked)
-                for seed in range(self.seeds[preset]) for method in self.rows]
+        return [job_of(method, self.dataset, preset, seed, asked)
+                for seed in seeds or range(self.seeds[preset]) for method in methods or self.rows]
 
     def missing(self, frame: pd.DataFrame, preset: str, modalities: Sequence[str]) -> list[Job]:
         """The jobs whose numbers `frame` lacks, cut to what is lacking. An error row is lacking: it is tried again."""
@@ -120,13 +138,14 @@ class Table:
 
         def lacks(job: Job, cell: Cell, metric: str) -> bool:
             given, want = "+".join(cell.given), "+".join(cell.want)
-            return (preset, job.dataset, given, want, job.method, metric, str(job.seed)) not in present
+            return (preset, job.dataset, given, want, stem(job.method), metric, str(job.seed)) not in present
 
         lacking = [(job, [pair for pair in job.scores if lacks(job, *pair)]) for job in self.jobs(preset, modalities)]
-        return [_job(job.method, job.dataset, preset, job.seed, pairs) for job, pairs in lacking if pairs]
+        return [job_of(job.method, job.dataset, preset, job.seed, pairs) for job, pairs in lacking if pairs]
 
 
-def _job(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tuple[Cell, str]]) -> Job:
+def job_of(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tuple[Cell, str]]) -> Job:
+    """The job that asks exactly these (cell, metric) pairs, once each, in order of cells, then metrics."""
     wanted = dict.fromkeys(pairs)
     asked = tuple(dict.fromkeys(cell for cell, _ in wanted))
     metrics = tuple(dict.fromkeys(metric for _, metric in wanted))
@@ -165,19 +184,20 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
 
 def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Column:
     checked(raw, {"header": str, "metric": str, "digits": int}, where,
-            {"task": str, "cells": list, "paper": dict, "block": str})
+            {"task": str, "cells": list, "paper": dict, "block": str, "better": str})
     if ("task" in raw) == ("cells" in raw):
         raise UserError(f"{where}: write either task or cells")
     if "task" in raw:
         known_name(raw["task"], TASKS, "task", where)
     known_name(raw["metric"], metrics, "metric", where)
+    known_name(raw.get("better", "lower"), ("higher", "lower", "neither"), "direction", f"{where}: better")
     checked(raw.get("paper", {}), {}, f"{where}: paper",
             dict.fromkeys(("table", "task", "given", "target", "metric"), str))
     for cell in raw.get("cells", []):
         checked(cell, {"given": list, "want": list}, f"{where}: cells")
     listed = tuple((tuple(cell["given"]), tuple(cell["want"])) for cell in raw.get("cells", []))
     return Column(raw["header"], raw["metric"], raw["digits"], raw.get("task", ""), listed, raw.get("paper", {}),
-                  raw.get("block", ""))
+                  raw.get("block", ""), raw.get("better", ""))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -220,63 +240,60 @@ def load_paper(path: Path = RESULTS / "paper.csv") -> pd.DataFrame:
 
 
 def column_rows(frame: pd.DataFrame, preset: str, wanted: Sequence[Cell], metric: str,
-                methods: Sequence[str]) -> pd.DataFrame:
-    """The rows of one column: one per method, cell and seed; a later error row gives way to a number.
+                methods: Sequence[str]) -> list[dict[str, Any]]:
+    """The result rows of one column: one per method, cell and seed; an error row gives way to an answer.
 
     Raises UserError, naming both rows, where rows that are not comparable meet (see `guard`), and
-    where one key has two numbers.
+    where one key has two answers.
     """
-    rows = frame.assign(given=frame["given"].fillna("").astype(str), seed=frame["seed"].astype(int))
-    rows = rows[(rows["preset"] == preset) & (rows["metric"] == metric) & rows["method"].isin(methods)]
     sought = {(cell.dataset, "+".join(cell.given), "+".join(cell.want)) for cell in wanted}
-    rows = rows.loc[[key in sought for key in zip(rows["dataset"], rows["given"], rows["want"], strict=True)]]
+    chosen = frame[(frame["preset"] == preset) & (frame["metric"] == metric) & frame["method"].isin(methods)]
+    chosen = chosen.assign(given=chosen["given"].fillna("").astype(str))
+    rows = [row for row in chosen.to_dict("records") if (row["dataset"], row["given"], row["want"]) in sought]
     guard(rows)
-    failed = rows["status"].str.startswith("error")
-    rows = rows.assign(failed=failed).sort_values("failed", kind="stable")  # numbers and n/a first
-    answered = rows[~rows["failed"]]
-    if (twice := answered[answered.duplicated(KEY)]).size:
-        row = twice.iloc[0]
-        raise UserError(f"two rows for {_named(row)}, {row['given'] or 'nothing'} -> {row['want']}, {metric} "
-                        f"at preset {preset}: remove one")
-    return rows.drop_duplicates(KEY, keep="first").drop(columns="failed")
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["status"].startswith("error")):  # stable: answers come first
+        first = found.setdefault(tuple(row[name] for name in KEY), row)
+        if first is not row and not row["status"].startswith("error"):
+            raise UserError(f"{preset}: two rows for {_named(row)}, {row['given'] or 'nothing'} -> {row['want']}, "
+                            f"{metric} (runs {first['run_id']} and {row['run_id']}): leave one")
+    return sorted(found.values(), key=lambda row: tuple(row[name] for name in KEY))
 
 
-def guard(rows: pd.DataFrame, alike: Sequence[str] = ONE_PER_COLUMN) -> None:
+def guard(rows: Sequence[Mapping[str, Any]], alike: Sequence[str] = ONE_PER_COLUMN) -> None:
     """Raises UserError, naming two rows, unless all rows are `alike` and each method has one version."""
-    for name in alike:
-        _one_value(rows, name)
-    for _, group in rows.groupby("method", sort=False):
-        _one_value(group, "method_version")
+    firsts: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        for name, key in [(name, (name,)) for name in alike] + [("method_version", ("", row["method"]))]:
+            first = firsts.setdefault(key, row)
+            if first[name] != row[name]:
+                raise UserError(f"{row['metric']}: {name} {first[name]} ({_named(first)}) and {row[name]} "
+                                f"({_named(row)}) cannot share a column: run one of them again, or remove its rows")
 
 
-def _one_value(rows: pd.DataFrame, name: str) -> None:
-    firsts = rows.drop_duplicates(name)
-    if len(firsts) > 1:
-        one, other = firsts.iloc[0], firsts.iloc[1]
-        raise UserError(f"{one['metric']}: {name} {one[name]} ({_named(one)}) and {other[name]} ({_named(other)}) "
-                        f"cannot share a column: run one of them again, or remove its rows")
-
-
-def _named(row: pd.Series) -> str:
+def _named(row: Mapping[str, Any]) -> str:
     return f"{row['method']} seed {row['seed']}"
 
 
-def seed_means(rows: pd.DataFrame, cell_count: int) -> tuple[dict[int, float], str]:
+def seed_means(rows: Iterable[Mapping[str, Any]], cell_count: int) -> tuple[dict[int, float], str]:
     """One method's mean over cells, per seed, and why other seeds have none ("" if all have).
 
     `rows` are one method's rows from `column_rows`; a seed counts when all `cell_count` cells have
     a number, because a mean over fewer cells is another quantity.
     """
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_seed.setdefault(int(row["seed"]), []).append(row)
     means: dict[int, float] = {}
     reasons: dict[str, list[int]] = {}
-    for seed, group in rows.groupby("seed"):
-        bad = group[group["status"] != "ok"]
-        if len(bad):
-            reasons.setdefault(str(bad["status"].iloc[0]), []).append(int(seed))
-        elif len(group) < cell_count:
-            reasons.setdefault(f"missing: {cell_count - len(group)} of {cell_count} cells", []).append(int(seed))
+    for seed, group in sorted(by_seed.items()):
+        bad = [row["status"] for row in group if row["status"] != "ok"]
+        lost = cell_count - len(group)
+        if bad or lost:
+            reason = bad[0] if bad else f"missing: {lost} of {cell_count} cells"
+            reasons.setdefault(reason, []).append(seed)
         else:
-            means[int(seed)] = float(group["value"].astype(float).mean())
+            means[seed] = math.fsum(row["value"] for row in group) / cell_count
     if not means and len(reasons) == 1:
         return means, next(iter(reasons))
     return means, "; ".join(f"{reason} (seeds {_ranges(seeds)})" for reason, seeds in reasons.items())
@@ -297,38 +314,33 @@ def summarise(frame: pd.DataFrame, table: Table, preset: str, modalities: Sequen
         wanted = column.cells(table.dataset, modalities)
         rows = column_rows(frame, preset, wanted, column.metric, table.rows)
         for method in table.rows:
-            own = rows[rows["method"] == method]
+            own = [row for row in rows if row["method"] == method]
             entry = {"preset": preset, "method": method, "column": column.header, "metric": column.metric}
             summary.append(entry | _summary(own, len(wanted), table.seeds.get(preset, 1)))
     return pd.DataFrame(summary)
 
 
-def _summary(rows: pd.DataFrame, cell_count: int, planned: int) -> dict[str, Any]:
+def _summary(rows: Sequence[Mapping[str, Any]], cell_count: int, planned: int) -> dict[str, Any]:
     means, reason = seed_means(rows, cell_count)
     values = list(means.values())
-    entry: dict[str, Any] = {"value": math.nan, "stderr": math.nan, "stderr_over": "", "seeds": _ranges(means),
-                             "status": "ok", "note": ""}
-    if values:
-        used = rows[rows["seed"].isin(means)]
-        entry["value"] = math.fsum(values) / len(values)
-        if len(values) > 1:
-            spread = math.fsum((value - entry["value"]) ** 2 for value in values) / (len(values) - 1)
-            entry |= {"stderr": math.sqrt(spread / len(values)), "stderr_over": "seeds"}
-        elif used["stderr"].notna().all():
-            entry |= {"stderr": float(used["stderr"].astype(float).mean()), "stderr_over": "rows"}
-        if len(values) < planned:
-            entry["note"] = f"{len(values)} of {planned} seeds" + (f": {reason}" if reason else "")
-    else:
-        used, entry["status"] = rows, reason or "missing: not run"
-    for name in ("n", *_VERSIONS):
-        entry[name] = ", ".join(dict.fromkeys(_plain(value) for value in used[name].dropna()))
+    used = [row for row in rows if row["seed"] in means] or rows
+    entry: dict[str, Any] = {"value": _mean(values), "stderr": math.nan, "stderr_over": "", "seeds": _ranges(means),
+                             "status": "ok" if values else reason or "missing: not run", "note": ""}
+    if len(values) > 1:
+        entry |= {"stderr": statistics.stdev(values) / math.sqrt(len(values)), "stderr_over": "seeds"}
+    elif values and not any(math.isnan(row["stderr"]) for row in used):
+        entry |= {"stderr": _mean([row["stderr"] for row in used]), "stderr_over": "rows"}
+    if 0 < len(values) < planned:
+        entry["note"] = f"{len(values)} of {planned} seeds" + (f": {reason}" if reason else "")
+    for name in ("n", *VERSIONS, "torch", "device"):
+        entry[name] = ", ".join(dict.fromkeys(str(row[name]) for row in used))
     for name in ("train_seconds", "parameters"):
-        entry[name] = float(used[name].astype(float).mean()) if used[name].notna().any() else math.nan
+        entry[name] = _mean([row[name] for row in used if not math.isnan(row[name])])
     return entry
 
 
-def _plain(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _ranges(seeds: Iterable[int]) -> str:
@@ -430,25 +442,31 @@ class _Composer:
         self.cells = {(row["method"], row["column"]): row for row in summary.to_dict("records")}
         self.paper = {column.header: paper_values(paper, column) for column in table.columns}
         self.preset = str(summary["preset"].iloc[0])
+        self.error_kinds = {cell["stderr_over"] for cell in self.cells.values()}
         self.footnotes: dict[str, int] = {}
 
     def page(self, notes: Sequence[str]) -> Page:
-        table, comparable = self.table, self.preset == "paper"
+        table, printed = self.table, any(column.paper for column in self.table.columns)
+        comparable = printed and self.preset == "paper"
         proper = [column for column in table.columns if not column.block]
         blocks = [self.beside_paper(proper) if comparable else self.ours("measured", proper)]
         for title in dict.fromkeys(column.block for column in table.columns if column.block):
             blocks.append(self.ours(title, [column for column in table.columns if column.block == title]))
         blocks.append(self.ratios())
-        if not comparable:
+        if printed and not comparable:
             blocks.append(self.papers(proper))
         blocks.append(self.cost())
-        title = table.title if comparable else (
-            f"{table.title} protocol at preset {self.preset}: not comparable with the paper's numbers")
+        title = table.title if comparable else f"{table.title} at preset {self.preset}"
+        if printed and not comparable:
+            title = f"{table.title} protocol at preset {self.preset}: not comparable with the paper's numbers"
         caption = self.caption() + tuple(notes)
         return Page(title, tuple(block for block in blocks if block.rows), tuple(self.footnotes), caption)
 
+    def better(self, column: Column) -> str:
+        return column.better or ("higher" if self.metrics[column.metric].higher_is_better else "lower")
+
     def header(self, column: Column) -> str:
-        return f"{column.header} {'↑' if self.metrics[column.metric].higher_is_better else '↓'}"
+        return column.header + {"higher": " ↑", "lower": " ↓", "neither": ""}[self.better(column)]
 
     def note(self, text: str) -> tuple[int, ...]:
         return (self.footnotes.setdefault(text, len(self.footnotes) + 1),) if text else ()
@@ -468,17 +486,17 @@ class _Composer:
         text = f"{cell['value']:.{column.digits}f}"
         if stderr is not None:
             text += f" ±{stderr:.{column.digits}f}"
-        if cell["stderr_over"] == "rows":
-            marks += self.note("one seed: ± is the standard error over rows, not over trainings")
+        if cell["stderr_over"] == "rows" and "seeds" in self.error_kinds:
+            marks += self.note(ONE_SEED)
         return Entry(text, cell["value"], stderr, best=method in self.best(column), notes=marks)
 
     def best(self, column: Column) -> set[str]:
         """The best method and those within one standard error of the difference from it; sanity rows do not compete."""
         found = {method: self.cells[method, column.header] for method in self.table.methods}
         found = {method: cell for method, cell in found.items() if cell["status"] == "ok"}
-        if not found:
+        if not found or self.better(column) == "neither":
             return set()
-        sign = -1 if self.metrics[column.metric].higher_is_better else 1
+        sign = -1 if self.better(column) == "higher" else 1
         top = min(found.values(), key=lambda cell: sign * cell["value"])
 
         def tied(cell: Mapping[str, Any]) -> bool:
@@ -521,7 +539,7 @@ class _Composer:
     def ratios(self) -> Block:
         """Values over the `chance` row's, for distances."""
         chance = {column.header: self.cells["chance", column.header]["value"] for column in self.table.columns
-                  if "chance" in self.table.sanity and not self.metrics[column.metric].higher_is_better}
+                  if "chance" in self.table.sanity and self.better(column) == "lower"}
         columns = [column for column in self.table.columns if chance.get(column.header, math.nan) > 0]
         rows = []
         for method in self.table.methods if columns else ():
@@ -553,8 +571,10 @@ class _Composer:
                  f"{self.table.dataset} v{values('dataset_version')}; {', '.join(versions) or 'no metric yet'}.",
                  f"Protocol {values('protocol')}; precision {values('precision')}; torch {values('torch')}; "
                  f"{values('device')}."]
-        if (used["stderr_over"] == "seeds").any():
+        if "seeds" in self.error_kinds:
             lines.append("Mean over cells, then over seeds, ± standard error over seeds.")
+        elif "rows" in self.error_kinds:
+            lines.append(f"Mean over cells. {ONE_SEED}.")
         lines.append("Best in bold (* in a terminal), with ties inside one standard error of the difference.")
         return tuple(lines)
 
@@ -588,16 +608,17 @@ def _term(page: Page, color: bool) -> str:
         body = [[shown(entry.text, entry.notes, entry.best) for entry in row.entries] for row in block.rows]
         widths = [max(len(header), *(len(line[place]) for line in body)) + 2
                   for place, header in enumerate(block.headers)]
-        room = TERM_WIDTH - max(map(len, labels)) - 4
+        room = TERM_WIDTH - max(map(len, labels)) - 3
         for part in _parts(widths, block.group, room):
-            grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-            grid.add_column(block.title, max_width=max(max(map(len, labels)), 12))
+            grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+            grid.add_column("", no_wrap=True)
             for place in part:
-                grid.add_column(block.headers[place], justify="right")
+                grid.add_column(block.headers[place], justify="right", no_wrap=True)
             for row, following, label, line in zip(
                     block.rows, (*block.rows[1:], None), labels, body, strict=True):
                 last = following is not None and following.sanity and not row.sanity
                 grid.add_row(label, *(line[place] for place in part), end_section=last)
+            console.print(Text(block.title, "italic"))
             console.print(grid)
     for number, text in enumerate(page.footnotes, 1):
         console.print(Text(f"[{number}] {text}"))

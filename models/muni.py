@@ -9,7 +9,7 @@ from benchmark.api import MethodCard
 from benchmark.runtime import Draws
 from models.experts import product
 from models.latent import LatentModel
-from models.routes import Route, all_subsets, draw_subsets, full_and_leave_one_out
+from models.routes import Route, routed_objective
 
 CARD = MethodCard(
     version=1,
@@ -25,12 +25,7 @@ class MUNI(LatentModel):
     detach_own = True
 
     def routes(self, observed: Tensor, draws: Draws) -> Route:
-        modalities = observed.shape[1]
-        return Route(
-            given=draw_subsets(all_subsets(modalities), observed, draws, "reconstruction subset"),
-            targets=observed,
-            prior=draw_subsets(full_and_leave_one_out(modalities), observed, draws, "prior subset"),
-        )
+        return routed_objective(observed, draws)
 
 
 METHOD = MUNI

@@ -3,9 +3,13 @@
     bench run --method muni_hellinger --dataset gaussian_mixture --preset cpu
 """
 
+from torch import Tensor
+
 from benchmark.api import MethodCard
+from benchmark.runtime import Draws
 from models.experts import hellinger
-from models.muni import MUNI
+from models.latent import LatentModel
+from models.routes import Route, routed_objective
 
 CARD = MethodCard(
     version=1,
@@ -15,10 +19,14 @@ CARD = MethodCard(
 )
 
 
-class MUNIHellinger(MUNI):
+class MUNIHellinger(LatentModel):
     """MUNI's routes; experts pooled by the moment-matched Hoelder pool instead of the product."""
 
     aggregate = staticmethod(hellinger)
+    detach_own = True
+
+    def routes(self, observed: Tensor, draws: Draws) -> Route:
+        return routed_objective(observed, draws)
 
 
 METHOD = MUNIHellinger

@@ -52,6 +52,17 @@ def subsampled_elbo_terms(modalities: int) -> Subsets:
     return terms
 
 
+def routed_objective(observed: Tensor, draws: Draws) -> Route:
+    """MUNI's routes (Eq. 12), whichever way experts are aggregated: every target from every subset; the prior on the
+    full set and the leave-one-out subsets, drawn apart. Of a pair out of three modalities that is the pair alone."""
+    modalities = observed.shape[1]
+    return Route(
+        given=draw_subsets(all_subsets(modalities), observed, draws, "reconstruction subset"),
+        targets=observed,
+        prior=draw_subsets(full_and_leave_one_out(modalities), observed, draws, "prior subset"),
+    )
+
+
 def draw_subsets(law: Subsets, observed: Tensor, draws: Draws, name: str) -> Tensor:
     """One subset per row, from the law restricted to what the row observed; (rows, modalities), boolean.
 

@@ -1,0 +1,546 @@
+"""The command `bench`. Heavy imports happen inside the commands, so that --help and list answer at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+from benchmark import __version__, registry, tables
+from benchmark.api import TASKS, UserError, cells
+from benchmark.config import PRESETS, resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmark.runner import Outcome, Run
+
+app = typer.Typer(
+    name="bench", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Benchmark of any-to-any multimodal generative models: train, sample, score, and print the paper's tables.",
+    epilog="Start with: bench reproduce table5 --method muni --seed 0. Completion: bench --install-completion.")
+
+Methods = Annotated[list[str], typer.Option("--method", "-m", help="Name, or path of your own .py file; repeatable.")]
+Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of your own .py file.")]
+Preset = Annotated[str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, "
+                                     "else cpu.")]
+Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
+MaxTime = Annotated[float, typer.Option("--max-time", help="Stop cleanly after so many minutes; 0: never. "
+                                        "The same command goes on.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what these runs have and start again.")]
+Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(tables.FORMATS)}.")]
+Reference = Annotated[bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead "
+                                         "of your own.")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: a UserError is one line and exit status 2, an interrupt 130."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"muni-bench {__version__}")
+        raise typer.Exit
+
+
+@app.command("list")
+def list_command() -> None:
+    """Methods, datasets, metrics, tables and presets.
+
+    Example: bench list
+    """
+    for kind in registry.FOLDERS:
+        print(f"{kind}s")
+        for name in sorted(registry.index(kind)):
+            card = registry.card(kind, name)
+            print(f"  {name:20} {card.label:26} {_aside(kind, card)}")
+    print("tables")
+    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
+        print(f"  {path.stem:20} bench reproduce {path.stem}")
+    print(f"tasks\n  {', '.join(TASKS)}, criteria\npresets\n  {', '.join(PRESETS)}")
+
+
+def _aside(kind: str, card: Any) -> str:
+    if kind == "metric":
+        return f"{card.units}, {'higher' if card.higher_is_better else 'lower'} is better"
+    return card.paper if len(card.paper) < 62 else card.paper[:59] + "..."
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own.")],
+         preset: Preset = "", dataset: Dataset = "gaussian_mixture", set_: Set = []) -> None:  # noqa: B006
+    """A plug-in's card, and every field of its configuration with its source.
+
+    Example: bench info muni --preset paper
+    """
+    kind = _kind_of(name)
+    card = registry.card(kind, name)
+    print(f"{registry.stem(name)} ({kind})")
+    for field, value in vars(card).items():
+        if field != "recipe" and value not in ((), {}, ""):
+            _print_field(field, value)
+    if kind == "metric":
+        return
+    data = card if kind == "dataset" else registry.card("dataset", dataset)
+    chosen = _preset(preset)
+    resolved = resolve(data, card if kind == "method" else None, chosen, set_)
+    print(f"\nconfiguration on {registry.stem(name if kind == 'dataset' else dataset)} at preset {chosen}")
+    for field, value in vars(resolved.config).items():
+        print(f"  {field:20} {value!s:>10}   {resolved.source[field]}")
+
+
+def _print_field(field: str, value: Any) -> None:
+    if isinstance(value, tuple) and value and isinstance(value[0], str) and max(map(len, value)) > 20:
+        print(f"  {field}:")
+        for item in value:
+            print(f"    - {item}")
+    else:
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        print(f"  {field}: {shown}")
+
+
+def _kind_of(name: str) -> str:
+    if name.endswith(".py"):
+        return registry.read_card(registry.locate("method", name)).kind
+    for kind in registry.FOLDERS:
+        if name in registry.index(kind):
+            return kind
+    known = [each for kind in registry.FOLDERS for each in registry.index(kind)]
+    raise UserError(f"unknown method, dataset or metric {name!r}{registry.nearest(name, known)}")
+
+
+@app.command()
+def run(method: Methods, task: Annotated[list[str], typer.Option("--task", "-t", help="one_to_one, many_to_one, "
+        "one_to_many, uncond or criteria; repeatable; default: all that the method supports.")] = [],  # noqa: B006
+        dataset: Dataset = "gaussian_mixture", preset: Preset = "", seed: Seeds = ["0"], device: Device = "",  # noqa: B006
+        set_: Set = [], max_time: MaxTime = 0, runs: Runs = RUNS, plan: Plan = False, fresh: Fresh = False,  # noqa: B006
+        all_cells: Annotated[bool, typer.Option("--all-cells", help="many_to_one from every subset.")] = False) -> None:
+    """Train methods, sample every cell of the tasks and score it. Resumes where it stopped.
+
+    Example: bench run --method muni --method mopoe --task uncond --seed 0-4
+    """
+    preset = _preset(preset)
+    jobs = [_job(name, dataset, preset, number, task, all_cells) for number in _seeds(seed) for name in method]
+    _carry_out(jobs, runs, set_, device, max_time, plan, fresh)
+
+
+def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], every_subset: bool) -> tables.Job:
+    card = registry.card("method", method)
+    for task in tasks:
+        tables.known_name(task, (*TASKS, "criteria"), "task", "--task")
+        if task in TASKS and task not in card.tasks:
+            raise UserError(f"{method} does not support {task}: it supports {', '.join(card.tasks)}")
+    names, data = registry.card("dataset", dataset).modalities, registry.stem(dataset)
+    pairs = []
+    for task in tasks or card.tasks:
+        metrics = [name for name in registry.index("metric") if task in registry.card("metric", name).tasks]
+        if task == "criteria":
+            from benchmark.criteria import cells_of_dataset
+
+            pairs += list(cells_of_dataset(dataset))
+        else:
+            pairs += [(cell, metric) for cell in cells(data, names, task, every_subset) for metric in metrics]
+    return tables.job_of(method, dataset, preset, seed, pairs)
+
+
+@app.command()
+def reproduce(table: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
+              method: Methods = [], preset: Preset = "", seed: Seeds = [], device: Device = "", set_: Set = [],  # noqa: B006
+              max_time: MaxTime = 0, runs: Runs = RUNS, plan: Plan = False, fresh: Fresh = False,
+              format: Format = "term") -> None:
+    """Run what a table lacks, resume what stopped, and print it beside the paper's numbers.
+
+    Example: bench reproduce table5 --preset cpu
+    """
+    preset = _preset(preset)
+    tables.known_name(format, tables.FORMATS, "format", "--format")
+    loaded = _table(table)
+    names = registry.card("dataset", loaded.dataset).modalities
+    jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
+    outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, quiet=True)
+    if not plan:
+        print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
+        _suggest(loaded, preset, method, seed, _same(runs, set_))
+    if outcome and outcome.errors:
+        raise typer.Exit(1)
+
+
+def _suggest(table: tables.Table, preset: str, method: list[str], seed: list[str], same: str) -> None:
+    if method or seed:
+        print(f"\nNext: bench reproduce {table.id} --preset {preset}{same}   (every method, every seed)"
+              f"\n      bench sample --method {(method or table.methods)[0]} --preset {preset}{same}   "
+              "(look at what it generates)")
+    else:
+        print(f"\nNext: bench claims --preset {preset}{same}   (which of the paper's claims hold on these rows)")
+
+
+def _same(runs: Path, overrides: list[str]) -> str:
+    """The options with which a further command finds the same runs."""
+    words = [word for each in overrides for word in ("--set", each)] + (["--runs", str(runs)] if runs != RUNS else [])
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+@app.command()
+def table(name: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
+          preset: Preset = "", format: Format = "term", runs: Runs = RUNS, reference: Reference = False) -> None:
+    """Print a table from the rows there are, without running anything.
+
+    Example: bench table table5 --preset cpu --reference --format md
+    """
+    preset = _preset(preset)
+    loaded = _table(name)
+    print(_render(loaded, _reference(preset) if reference else _local(runs), preset, format), end="")
+
+
+@app.command()
+def claims(preset: Preset = "", format: Annotated[str, typer.Option("--format", "-f", help="term or md.")] = "term",
+           runs: Runs = RUNS, reference: Reference = False) -> None:
+    """Whether the paper's claims hold on the rows there are: holds, fails or undecided, with intervals.
+
+    Example: bench claims --preset cpu --reference
+    """
+    preset = _preset(preset)
+    print(_claims(_reference(preset) if reference else _local(runs), preset, format), end="")
+
+
+def _claims(frame: pd.DataFrame, preset: str, format: str) -> str:
+    from benchmark import claims as module
+
+    found = module.load_claims(registry.index("metric"))
+    modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
+    return module.render_claims(module.check_claims(frame, found, preset, modalities, tables.load_paper()), format,
+                                color=format == "term" and sys.stdout.isatty())
+
+
+@app.command()
+def check(preset: Preset = "", runs: Runs = RUNS,
+          rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
+          tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.")] = 1e-6) -> None:
+    """Compare fresh rows with results/reference/: exit status 0 same, 1 a number moved, 2 could not compare.
+
+    Example: bench reproduce table5 --preset smoke && bench check --preset smoke
+    """
+    from benchmark import compare
+
+    preset = _preset(preset)
+    fresh = _local(runs)
+    fresh = fresh[fresh["preset"] == preset]
+    if fresh.empty:
+        raise UserError(f"{runs / 'results.csv'} has no rows of preset {preset}: run bench reproduce first")
+    verdicts = compare.compare(_reference(preset), fresh, _metric_cards(), rule=rule, tolerance=tolerance)
+    _print_verdicts(verdicts)
+    raise typer.Exit(compare.exit_code(verdicts))
+
+
+def _print_verdicts(verdicts: pd.DataFrame) -> None:
+    counts = verdicts["verdict"].value_counts()
+    for _, row in verdicts[verdicts["verdict"] != "same"].head(40).iterrows():
+        print(f"{row['verdict']:12} {row['method']:15} {row['metric']:18} {row['given'] or 'nothing'} -> {row['want']}: "
+              f"{row['reference']:.6g} -> {row['fresh']:.6g} ({row['shift']:+.1f} sd, p {row['p']:.2g}; {row['rule']}) "
+              f"{row['message']}")
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@app.command()
+def bless(reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in results/LOG.md.")],
+          preset: Preset = "", runs: Runs = RUNS) -> None:
+    """Make your rows the reference that bench check and the README's tables read.
+
+    Example: bench bless --preset cpu --reason "first measurement"
+    """
+    from benchmark import compare, records
+
+    preset = _preset(preset)
+    if compare.tree_is_dirty(registry.ROOT):
+        raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
+    fresh = records.latest(_local(runs))
+    changes = compare.bless(fresh[fresh["preset"] == preset], _reference_path(preset), reason,
+                            tables.RESULTS / "LOG.md")
+    print(", ".join(f"{count} {name}" for name, count in changes["change"].value_counts().items()))
+    print("Next: bench readme   (write the README's tables anew)")
+
+
+@app.command()
+def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether they are current.")] = False) -> None:
+    """Write the README's tables anew from results/.
+
+    Example: bench readme --check
+    """
+    from benchmark.files import write_atomic
+
+    path = registry.ROOT / "README.md"
+    before = path.read_text()
+    after = tables.render_readme(before, readme_blocks())
+    if check:
+        print("current" if before == after else "stale: run bench readme")
+        raise typer.Exit(int(before != after))
+    write_atomic(path, after.encode())
+
+
+def readme_blocks() -> dict[str, str]:
+    """What stands between each pair of markers of the README."""
+    return {
+        "table5 cpu": _render(_table("table5"), _reference("cpu"), "cpu", "md"),
+        "criteria cpu": _render(_table("criteria"), _reference("cpu"), "cpu", "md"),
+        "claims cpu": _claims(_reference("cpu"), "cpu", "md"),
+    }
+
+
+@app.command()
+def sample(method: Annotated[str, typer.Option("--method", "-m", help="Name, or path of your own .py file.")],
+           given: Annotated[str, typer.Option("--given", help="Modalities joined by +; empty: from nothing.")] = "",
+           rows: Annotated[int, typer.Option("--rows", help="How many.", min=1)] = 256, dataset: Dataset = "gaussian_mixture",
+           preset: Preset = "", seed: Annotated[int, typer.Option("--seed", "-s")] = 0, device: Device = "",
+           set_: Set = [], runs: Runs = RUNS,  # noqa: B006
+           out: Annotated[Path, typer.Option("--out", help="Folder; default: beside the run's checkpoint.")] = Path()) -> None:
+    """Write what a trained model generates, as a safetensors file, and as a picture with the extra "plots".
+
+    Example: bench sample --method muni --given x1+x2 --preset cpu
+    """
+    from benchmark import runner, show
+
+    preset = _preset(preset)
+    job = tables.job_of(method, dataset, preset, seed, [])
+    prepared = runner.prepare(job, runs, set_)
+    folder = prepared.directory / "samples" if out == Path() else out
+    for line in show.write_samples(prepared, tuple(filter(None, given.split("+"))), rows, _device(device), folder):
+        print(line)
+
+
+@app.command()
+def conform(name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")]) -> None:
+    """The conformance suite on one plug-in: what every method, dataset or metric has to hold.
+
+    Example: bench conform my_method.py
+    """
+    from benchmark.conform import conform as checks
+
+    failed = 0
+    for found in checks(None, name):
+        mark = {True: "ok", False: "FAILED", None: "skipped"}[found.passed]
+        print(f"{mark:8} {found.name}" + (f": {found.message}" if found.message and found.passed is not True else ""))
+        failed += found.passed is False
+    print(f"\n{registry.stem(name)}: " + ("conforms" if not failed else f"{failed} checks failed"))
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def profile(method: Methods = ["muni"], dataset: Dataset = "gaussian_mixture", preset: Preset = "",  # noqa: B006
+            device: Device = "", set_: Set = []) -> None:  # noqa: B006
+    """Time of a training step and of sampling as a ratio to its floor: the same matrix products alone, in one run.
+
+    Example: bench profile --method muni --preset cpu
+    """
+    from benchmark.profile import profile_method
+
+    for name in method:
+        for line in profile_method(name, dataset, _preset(preset), set_, _device(device)):
+            print(line)
+
+
+@app.command()
+def doctor() -> None:
+    """What is here and what is missing, which cells that blocks, and the command that mends it.
+
+    Example: bench doctor
+    """
+    from benchmark.doctor import findings
+
+    problems = 0
+    for finding in findings(RUNS):
+        print(f"{finding.mark:8} {finding.what}" + (f"\n{'':8} -> {finding.mend}" if finding.mend else ""))
+        problems += finding.mark == "problem"
+    raise typer.Exit(1 if problems else 0)
+
+
+# Shared by the commands.
+
+
+def _carry_out(jobs: list[tables.Job], runs: Path, overrides: list[str], device: str, max_minutes: float, plan: bool,
+               fresh: bool, quiet: bool = False) -> Outcome | None:
+    """Run jobs with progress; say what would run with `plan`; print the rows' means unless `quiet`."""
+    from benchmark import runner
+
+    prepared = [runner.prepare(job, runs, overrides) for job in jobs]
+    if plan:
+        for each in prepared:
+            todo = runner.missing(each)
+            print(f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
+                  f"{each.config.updates} updates  {each.directory}")
+        return None
+    with _progress() as report:
+        try:
+            outcome = runner.execute(prepared, _device(device), report, 60 * max_minutes or None, fresh)
+        except runner.Stopped:
+            print("bench: stopped; the same command goes on where it stopped", file=sys.stderr)
+            raise typer.Exit(130 if not max_minutes else 0) from None
+    for error in outcome.errors:
+        print(f"bench: {error}", file=sys.stderr)
+    if not quiet:
+        _print_means(prepared, runs)
+        if outcome.errors:
+            raise typer.Exit(1)
+    return outcome
+
+
+def _print_means(prepared: list[Run], runs: Path) -> None:
+    """A line per method, task and metric: mean over cells and seeds."""
+    from benchmark import records
+    from benchmark.api import Cell
+
+    ids = {each.run_id for each in prepared}
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for record in records.read(runs / "results.csv"):
+        if record.run_id in ids and record.value is not None:
+            cell = Cell("", tuple(filter(None, record.given.split("+"))), tuple(record.want.split("+")))
+            task = "criteria" if record.want.startswith("factor:") else cell.task
+            found.setdefault((record.method, task, record.metric), []).append(record.value)
+    for (method, task, metric), values in found.items():
+        print(f"{method:16} {task:12} {metric:20} {sum(values) / len(values):10.4f}   mean of {len(values)}")
+    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 --preset {prepared[0].job.preset}{_same(runs, [])}")
+
+
+def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:
+    """The rows of exactly these runs: an override or changed code makes other runs, which are left out."""
+    from benchmark import records, runner
+
+    ids = {runner.prepare(job, runs, overrides).run_id for job in jobs}
+    frame = records.latest(_local(runs))
+    return frame[frame["run_id"].isin(ids)]
+
+
+def _local(runs: Path) -> pd.DataFrame:
+    from benchmark import records
+
+    return records.latest(records.load(runs / "results.csv", must_exist=True))
+
+
+def _reference_path(preset: str) -> Path:
+    return tables.RESULTS / "reference" / f"{preset}.csv"
+
+
+def _reference(preset: str) -> pd.DataFrame:
+    from benchmark import records
+
+    if not _reference_path(preset).exists():
+        raise UserError(f"no reference rows of preset {preset}: bench bless --preset {preset} makes them from yours")
+    return records.load(_reference_path(preset), must_exist=True)
+
+
+def _table(name: str) -> tables.Table:
+    return tables.load_table(name, registry.index("metric"))
+
+
+def _present(table: tables.Table) -> list[str]:
+    """The table's rows, but for methods whose file is gone."""
+    gone = [name for name in table.rows if name not in registry.index("method")]
+    if gone:
+        print(f"bench: {table.id} names {', '.join(gone)}, of which there is no file: left out", file=sys.stderr)
+    return [name for name in table.rows if name not in gone]
+
+
+def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:  # noqa: B006
+    """`own`: methods that may be paths of a user's files."""
+    modalities = registry.card("dataset", table.dataset).modalities
+    summary = tables.summarise(frame, table, preset, modalities)
+    known = [name for name in (*table.rows, *own) if name in registry.index("method") or name.endswith(".py")]
+    methods = {registry.stem(name): registry.card("method", name) for name in known}
+    return tables.render(summary, table, tables.load_paper(), format, metrics=_metric_cards(), methods=methods,  # type: ignore[arg-type]
+                         color=format == "term" and sys.stdout.isatty())
+
+
+def _metric_cards() -> dict[str, Any]:
+    return {name: registry.card("metric", name) for name in registry.index("metric")}
+
+
+def _seeds(texts: list[str]) -> list[int]:
+    """["0-2", "5,7"] -> [0, 1, 2, 5, 7]. Raises UserError for anything else."""
+    seeds: list[int] = []
+    for part in (part for text in texts for part in text.split(",")):
+        low, _, high = part.partition("-")
+        numbers = range(int(low), int(high or low) + 1) if low.isdecimal() and (high or low).isdecimal() else ()
+        if not numbers or part.endswith("-"):
+            raise UserError(f"--seed {part}: write a number, a range such as 0-4, or a list such as 0,2,5")
+        seeds += numbers
+    return list(dict.fromkeys(seeds))
+
+
+def _preset(name: str) -> str:
+    """The default is gpu where there is one; asked of the driver's files, since torch takes a second to import."""
+    if name:
+        tables.known_name(name, PRESETS, "preset", "--preset")
+    return name or ("gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float, float, str], None]]:
+    """A bar with the time left on a terminal; elsewhere a line at each tenth of the way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _tenths
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, done: float, of: float, detail: str) -> None:
+            if what not in bars:
+                for bar in bars.values():
+                    progress.update(bar, visible=False)
+                bars[what] = progress.add_task(what, total=of, detail=detail)
+            progress.update(bars[what], completed=done, detail=detail)
+
+        yield report
+
+
+_said: dict[str, int] = {}
+
+
+def _tenths(what: str, done: float, of: float, detail: str) -> None:
+    tenth = int(10 * done / of) if of else 10
+    if _said.get(what) != tenth:
+        _said[what] = tenth
+        print(f"{what} {100 * done / of if of else 100:.0f} % {detail}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

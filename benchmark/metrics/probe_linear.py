@@ -1,0 +1,28 @@
+"""Held-out R^2 of a ridge regression from the latent of a subset to one factor of the world.
+
+For shared factors more is better (sufficiency); for private factors less is (minimality): read the factor first.
+"""
+
+from __future__ import annotations
+
+from benchmark.api import MetricCard
+from benchmark.metrics import ExplainedVariance
+
+CARD = MetricCard(
+    version=1,
+    label="R² (linear)",
+    units="fraction of variance",
+    higher_is_better=True,
+    scale="linear",
+    tasks=("criteria",),
+    estimator="ridge fitted on validation rows, scored on test rows; one posterior sample per row",
+    chance="0: the factor's mean",
+    ceiling="1 where a given modality holds the factor, 0 elsewhere",
+)
+
+
+class ProbeLinear(ExplainedVariance):
+    pass
+
+
+METRIC = ProbeLinear

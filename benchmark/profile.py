@@ -1,0 +1,140 @@
+"""Speed as a ratio to a floor measured in the same run: the matrix products alone, same shapes, dtype and threads.
+
+Absolute times of a busy machine mean little, so step and floor alternate, and the ratio of their medians
+is printed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmark.api import Cell
+from benchmark.runner import build, prepare
+from benchmark.runtime import Draws
+from benchmark.tables import job_of
+from benchmark.train import Trainer, autocast
+from benchmark import registry
+
+ROUNDS, STEPS = 9, 8  # medians over rounds of this many steps each
+
+Product = tuple[tuple[int, ...], tuple[int, ...], bool]  # shapes of both factors; whether a gradient flows to the first
+
+
+def profile_method(name: str, dataset: str, preset: str, overrides: Sequence[str], device: str) -> Iterator[str]:
+    """Lines to print: training step and sampling against their floors, and what the rest of a step is."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = prepare(job_of(name, dataset, preset, 0, []), Path(folder), overrides)
+        data = registry.load("dataset", dataset)(run.config, device)
+        method, average = build(run, data, device), build(run, data, device)
+        yield (f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
+               f"{run.config.precision}, {run.config.batch_rows} rows per update")
+        if run.method_card.stages:
+            run.directory.mkdir(parents=True)
+            trainer = Trainer(method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id,
+                              device)
+            yield from _training(trainer, device)
+        yield from _sampling(average, data, run.config, device)
+
+
+def _training(trainer: Trainer, device: str) -> Iterator[str]:
+    with _record_products(trainer.model) as products:
+        trainer._update()
+    floor = _floor(products, trainer.config, device, backward=True)
+    step, alone = _alternate(lambda: trainer._update(), floor, device)
+    yield f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}"
+    rows = trainer.config.batch_rows
+    draws = Draws("profile", rows=rows, block=rows, device=device)
+    batch = trainer.data.rows("train", draws.integers("rows", trainer.data.count("train")))
+    stage = trainer.schedule[0][0]
+
+    def forward() -> Any:
+        with autocast(trainer.config, device):
+            return trainer.model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
+
+    both, once = _alternate(lambda: forward().backward(), forward, device)
+    yield (f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
+           f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average")
+
+
+def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]:
+    names = tuple(modality.name for modality in data.modalities)
+    cell, rows = Cell("", (), names), 1024
+
+    def sample() -> None:
+        with torch.no_grad(), autocast(config, device):
+            method.sample({}, cell.want, rows, Draws("profile", rows=rows, device=device))
+
+    with _record_products(method) as products:
+        sample()
+    floor = _floor(products, config, device, backward=False)
+    spent, alone = _alternate(sample, floor, device, steps=1)
+    yield (f"sampling       {1e3 * spent:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {spent / alone:.2f}   "
+           f"({rows} rows of all modalities from nothing)")
+
+
+class _record_products:  # noqa: N801 - used as a context manager
+    """Collects the shapes of every stacked product that a model's linear layers do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.products = model, []
+
+    def __enter__(self) -> list[Product]:
+        self._original = torch.baddbmm
+
+        def recorded(start: Any, x: Any, weight: Any, **options: Any) -> Any:
+            self.products.append((tuple(x.shape), tuple(weight.shape), x.requires_grad))
+            return self._original(start, x, weight, **options)
+
+        torch.baddbmm = recorded
+        return self.products
+
+    def __exit__(self, *error: object) -> None:
+        torch.baddbmm = self._original
+
+
+def _floor(products: list[Product], config: Any, device: str, backward: bool) -> Callable[[], None]:
+    """The recorded products alone, and with `backward` the two products of each one's gradients."""
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    made = [(torch.randn(x, device=device, dtype=dtype), torch.randn(w, device=device, dtype=dtype), deep)
+            for x, w, deep in products]
+
+    def run() -> None:
+        with torch.no_grad():
+            for x, weight, deep in made:
+                out = torch.bmm(x, weight)
+                if backward:
+                    torch.bmm(x.transpose(1, 2), out)
+                    if deep:
+                        torch.bmm(out, weight.transpose(1, 2))
+
+    return run
+
+
+def _alternate(first: Callable[[], object], second: Callable[[], object], device: str,
+               steps: int = STEPS) -> tuple[float, float]:
+    """Median seconds of each, measured in turns after a warm-up of both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 1):
+        for spent, work in zip(times, (first, second), strict=True):
+            _wait(device)
+            before = time.perf_counter()
+            for _ in range(steps):
+                work()
+            _wait(device)
+            if turn:
+                spent.append((time.perf_counter() - before) / steps)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -1,0 +1,275 @@
+"""Claims: the verdict is known for each kind, planted reversals turn it, and chance seldom makes it hold."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmark.api import UserError
+from benchmark.claims import ALPHA, check_claims, compare, load_claims, render_claims
+from benchmark.records import Record, frame_of
+from benchmark.registry import index
+from benchmark.tables import RESULTS, load_paper
+
+METRICS = {"shared_mse", "swd"}
+MODALITIES = {"gaussian_mixture": ("a", "b", "c")}
+CELLS = {"one_to_one": [(i, j) for i in "abc" for j in "abc" if i != j],
+         "many_to_one": [("b+c", "a"), ("a+c", "b"), ("a+b", "c")], "uncond": [("", "a+b+c")]}
+PAPER = load_paper()
+TABLE5 = {(row.method, row.task, row.metric): row.value
+          for row in PAPER[PAPER["table"] == "table5"].itertuples()}
+SHALA = "n/a: takes one source"
+
+
+def measured(changes=(), seeds=5, noise=0.05):
+    """Rows in which every method scores what the paper prints, with log-normal noise over seeds; then `changes`."""
+    numbers = {**TABLE5, ("shala", "many_to_one", "shared_mse"): SHALA, **dict(changes)}
+    draws = np.random.default_rng(0)
+    records = []
+    for (method, task, metric), number in numbers.items():
+        for seed in range(seeds):
+            factor = math.exp(noise * draws.standard_normal())
+            for given, want in CELLS[task]:
+                ok = not isinstance(number, str)
+                records.append(Record("cpu", "gaussian_mixture", given, want, method, metric, seed,
+                                      number * factor if ok else None, None, 10, "ok" if ok else number,
+                                      1, 1, 1, "p", "float32", "r", "s", "c", "2", "CPU"))
+    return frame_of(records)
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return load_claims(METRICS)
+
+
+def answers(frame, claims, *ids):
+    chosen = [claim for claim in claims if not ids or claim.id in ids]
+    return check_claims(frame, chosen, "cpu", MODALITIES, PAPER)
+
+
+def verdicts(frame, claims, *ids):
+    return answers(frame, claims, *ids).groupby("claim")["verdict"].first().to_dict()
+
+
+# Where the text goes beyond the paper's own table.
+BEYOND = {"muni_best_1to1", "mopoe_improves_1to1"}
+
+
+def test_the_papers_own_numbers_answer_as_expected(claims):
+    found = answers(measured(), claims)
+    assert set(found[found["in_paper"] == "no"]["claim"]) == BEYOND
+    assert set(found["in_paper"]) == {"yes", "no"}
+    assert {name for name, verdict in verdicts(measured(), claims).items() if verdict != "holds"} == BEYOND
+    assert verdicts(measured(), claims)["muni_best_1to1"] == "fails"
+
+
+REVERSALS = {
+    ("muni", "many_to_one", "shared_mse"): (1.0, "muni_best_2to1", "muni_uses_all_evidence"),
+    ("muni", "uncond", "swd"): (0.25, "muni_best_fidelity"),
+    ("muni", "uncond", "shared_mse"): (5.0, "muni_best_coherence", "leave_one_out_prior_improves_coherence",
+                                       "shala_weak_coherence"),
+    ("mmvae", "one_to_one", "shared_mse"): (1.0, "mmvae_strong_1to1", "mmvae_degrades_2to1",
+                                            "mmvae_degrades_coherence", "mmvaeplus_no_better_1to1"),
+    ("mmvaeplus", "one_to_one", "shared_mse"): (1.0, "mmvaeplus_strong_1to1", "mmvaeplus_degrades_2to1",
+                                                "mmvaeplus_degrades_coherence"),
+    ("mmvaeplus", "many_to_one", "shared_mse"): (0.05, "mopoe_improves_2to1", "mmvaeplus_no_better_2to1"),
+    ("mopoe", "uncond", "shared_mse"): (0.06, "mopoe_limited_coherence"),
+    ("mvae", "uncond", "swd"): (0.001, "mvae_less_competitive"),
+    ("helvae", "uncond", "swd"): (1e-6, "helvae_less_competitive"),
+    ("mmvae", "uncond", "swd"): (5.0, "mmvaeplus_no_better_fidelity"),
+    ("mmvae", "uncond", "shared_mse"): (5.0, "mmvaeplus_no_better_coherence"),
+    ("shala", "one_to_one", "shared_mse"): (0.05, "shala_weak_1to1"),
+    ("shala", "many_to_one", "shared_mse"): (0.05, "shala_unsupported_2to1"),
+}
+
+
+def test_every_claim_that_holds_fails_under_a_planted_reversal(claims):
+    turned = set()
+    for place, (number, *ids) in REVERSALS.items():
+        found = verdicts(measured({place: number}), claims, *ids)
+        assert found == dict.fromkeys(ids, "fails"), place
+        turned |= found.keys()
+    assert turned == {claim.id for claim in claims} - BEYOND
+
+
+def test_one_reversed_rival_fails_the_claim_and_is_named(claims):
+    found = answers(measured({("mopoe", "uncond", "swd"): 0.05}), claims, "muni_best_fidelity").set_index("rival")
+    assert found.loc["mopoe", "rival_verdict"] == "fails"
+    assert found.loc["mopoe", "ratio"] == pytest.approx(2.6, rel=0.15)
+    assert found.loc["mvae", "rival_verdict"] == "holds"
+    assert set(found["verdict"]) == {"fails"}
+
+
+def test_a_tie_is_undecided(claims):
+    frame = measured({("mopoe", "many_to_one", "shared_mse"): 0.0414})
+    found = answers(frame, claims, "muni_best_2to1").set_index("rival")
+    assert found.loc["mopoe", "low"] < 1 < found.loc["mopoe", "high"]
+    assert set(found["verdict"]) == {"undecided"}
+
+
+def test_the_margin_counts(claims):
+    ids = ("mmvae_degrades_2to1", "mmvaeplus_no_better_1to1")
+    sharp = {("mmvae", "many_to_one", "shared_mse"): 0.0267 * 10.0, ("mmvaeplus", "one_to_one", "shared_mse"): 0.0223}
+    assert verdicts(measured(sharp), claims, *ids) == dict.fromkeys(ids, "undecided")
+    slight = {("mmvae", "many_to_one", "shared_mse"): 0.0267 * 5, ("mmvaeplus", "one_to_one", "shared_mse"): 0.025}
+    assert verdicts(measured(slight, noise=0.02), claims, *ids) == {ids[0]: "fails", ids[1]: "holds"}
+
+
+def test_under_three_seeds_all_comparisons_are_undecided(claims):
+    found = verdicts(measured(seeds=2), claims)
+    assert set(found.values()) == {"undecided", "holds"}
+    assert [name for name, verdict in found.items() if verdict == "holds"] == ["shala_unsupported_2to1"]
+    assert "2 shared seeds, needs 3" in render_claims(answers(measured(seeds=2), claims), "md")
+
+
+def test_only_shared_seeds_are_paired(claims):
+    frame = measured()
+    gone = (frame["method"] == "mopoe") & (frame["seed"] < 3)
+    found = answers(frame[~gone], claims, "muni_best_coherence").set_index("rival")
+    assert found.loc["mopoe", "seeds"] == 2
+    assert found.loc["mopoe", "rival_verdict"] == "undecided"
+    assert found.loc["mvae", "seeds"] == 5
+    assert set(found["verdict"]) == {"undecided"}
+
+
+def test_pairing_removes_the_noise_that_a_seed_shares():
+    shared = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    noise = np.array([0.01, -0.01, 0.0, 0.02, -0.02])
+    assert compare({"rival": shared - (shared + noise + 0.3)}, "below", 1.0)["rival"].verdict == "holds"
+    assert compare({"rival": shared - (shared[::-1] + noise + 0.3)}, "below", 1.0)["rival"].verdict == "undecided"
+
+
+def test_a_missing_rival_leaves_a_claim_open_and_an_inapplicable_one_does_not(claims):
+    frame = measured()
+    found = answers(frame[frame["method"] != "mvae"], claims, "muni_best_fidelity").set_index("rival")
+    assert found.loc["mvae", ["rival_verdict", "reason"]].tolist() == ["undecided", "no rows"]
+    assert set(found["verdict"]) == {"undecided"}
+    frame = measured({("mvae", "uncond", "swd"): "n/a: no prior"})
+    found = answers(frame, claims, "muni_best_fidelity").set_index("rival")
+    assert found.loc["mvae", ["rival_verdict", "reason"]].tolist() == ["n/a", "n/a: no prior"]
+    assert set(found["verdict"]) == {"holds"}
+    frame = measured({("mvae", "uncond", "swd"): "error: NaN in the loss"})
+    assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "undecided"}
+    frame = measured({("muni", "uncond", "swd"): "error: NaN in the loss"})
+    assert answers(frame, claims, "muni_best_fidelity")["reason"].tolist() == ["muni: error: NaN in the loss"] * 6
+    frame = measured({("muni", "uncond", "swd"): -1.0})
+    assert "swd is not positive on uncond" in answers(frame, claims, "muni_best_fidelity")["reason"].iloc[0]
+
+
+def test_no_rows_at_all(claims):
+    assert set(verdicts(measured().iloc[:0], claims).values()) == {"undecided"}
+
+
+def test_the_interval_is_the_t_interval_of_the_log_ratio():
+    values = np.log([0.5, 0.6, 0.7])
+    found = compare({"rival": values}, "below", 1.0)["rival"]
+    reach = 4.302653 * values.std(ddof=1) / math.sqrt(3)  # t quantile 0.975 at 2 degrees of freedom
+    assert found.ratio == pytest.approx((0.5 * 0.6 * 0.7) ** (1 / 3))
+    assert found.low == pytest.approx(found.ratio * math.exp(-reach), rel=1e-5)
+    assert found.high == pytest.approx(found.ratio * math.exp(reach), rel=1e-5)
+    assert (found.level, found.verdict) == (ALPHA, "holds")
+    assert compare({"rival": np.zeros(3)}, "below", 1.0)["rival"].verdict == "undecided"
+    assert compare({"rival": np.full(3, -0.1)}, "below", 1.0)["rival"].verdict == "holds"
+
+
+def test_holm_takes_from_a_verdict_what_many_rivals_cost():
+    near = np.array([-0.3, -0.1, -0.2, -0.35, -0.02])  # p about 0.03
+    assert compare({"near": near}, "below", 1.0)["near"].verdict == "holds"
+    tied = {f"tied {k}": np.array([-0.3, 0.3, 0.1, -0.1, 0.01]) for k in range(4)}
+    found = compare({"near": near, **tied}, "below", 1.0)
+    assert found["near"].verdict == "undecided"
+    assert found["near"].level == pytest.approx(ALPHA / 5)
+    clear = {f"clear {k}": np.array([-5.0, -5.1, -4.9, -5.0, -5.05]) for k in range(4)}
+    found = compare({"near": near, **clear}, "below", 1.0)  # the last of five is judged at ALPHA again
+    assert found["near"].verdict == "holds"
+    assert found["near"].level == pytest.approx(ALPHA)
+    found = compare({"near": near, "as near": near}, "below", 1.0)  # none at ALPHA / 2, so none at all
+    assert {comparison.verdict for comparison in found.values()} == {"undecided"}
+    assert [comparison.level for comparison in found.values()] == [ALPHA / 2] * 2
+    absent = compare({"near": near, "absent": np.array([])}, "below", 1.0)
+    assert absent["near"].level == pytest.approx(ALPHA / 2)
+
+
+@pytest.mark.parametrize("rivals", [1, 3])
+def test_chance_seldom_makes_a_verdict(rivals):
+    """Under the null any verdict comes in at most 5 % of cases; a claim holds or fails in at most 2.5 % each."""
+    draws = np.random.default_rng(1)
+    runs, held, failed = 3000, 0, 0
+    for _ in range(runs):
+        subject, others = draws.normal(size=5), draws.normal(size=(rivals, 5))
+        found = compare({str(k): subject - other for k, other in enumerate(others)}, "below", 1.0)
+        kinds = {comparison.verdict for comparison in found.values()}
+        held += kinds == {"holds"}
+        failed += "fails" in kinds
+    slack = 3 * math.sqrt(0.025 * 0.975 / runs)
+    assert held / runs <= 0.025 + slack
+    assert failed / runs <= 0.025 + slack
+    assert rivals > 1 or held / runs >= 0.025 - slack  # one rival: the level is met, not only kept
+
+
+def test_an_interval_excludes_the_factor_exactly_where_there_is_a_verdict():
+    draws = np.random.default_rng(2)
+    for _ in range(300):
+        logs = {str(k): draws.normal(draws.normal(), 0.5, size=4) for k in range(4)}
+        for comparison in compare(logs, "above", 1.5).values():
+            assert (comparison.low <= 1.5 <= comparison.high) == (comparison.verdict == "undecided")
+
+
+@pytest.mark.parametrize("name", ["protocol", "precision", "dataset_version", "metric_version", "method_version"])
+def test_rows_of_different_versions_are_never_compared(claims, name):
+    frame = measured()
+    frame[name] = frame[name].astype(object)
+    frame.loc[(frame["method"] == "muni") & (frame["seed"] == 1), name] = "other"
+    with pytest.raises(UserError, match=f"{name} .*muni seed 1"):
+        verdicts(frame, claims, "muni_best_coherence")
+
+
+def test_tasks_of_different_protocols_are_never_compared(claims):
+    frame = measured()
+    frame.loc[frame["given"] == "", "protocol"] = "other"
+    with pytest.raises(UserError, match="protocol"):
+        verdicts(frame, claims, "mmvae_degrades_coherence")
+
+
+def test_other_presets_are_not_seen(claims):
+    frame = pd.concat([measured(), measured({("muni", "uncond", "swd"): 9.0}).assign(preset="gpu")])
+    assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "holds"}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ('relation = "below"', 'relation = "belw"', "unknown relation 'belw': did you mean 'below'?"),
+    ('["uncond", "swd"]', '["uncond", "swdd"]', "muni_best_fidelity: unknown metric 'swdd': did you mean 'swd'?"),
+    ('["uncond", "swd"]', '["uncnd", "swd"]', "unknown task 'uncnd'"),
+    ('["uncond", "swd"]', '"swd"', "write [task, metric]"),
+    ("subject =", "subjct =", "unknown key 'subjct': did you mean 'subject'?"),
+    ("factor = 10.0", "factor = -1.0", "must be positive"),
+    ('id = "muni_best_fidelity"', 'id = "muni_best_2to1"', "two claims have the id"),
+    ('rivals = ["mmvaeplus"]', 'rivals = []', "rivals belong to"),
+    ('against = [["one_to_one", "shared_mse"]]', "", "compared with itself"),
+])
+def test_a_faulty_file_is_refused(tmp_path, old, new, message):
+    text = (RESULTS / "claims.toml").read_text()
+    assert old in text
+    (tmp_path / "claims.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        load_claims(METRICS, tmp_path / "claims.toml")
+    assert message in str(error.value)
+    assert "claims.toml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_file_names_metrics_that_exist():
+    assert len(load_claims(index("metric"))) == 24
+
+
+def test_pages(claims):
+    found = answers(measured(), claims)
+    text = render_claims(found, "term")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text and "\x1b[" in render_claims(found, "term", color=True)
+    assert "24 claims at preset cpu: 22 holds, 2 fails, 0 undecided." in text
+    page = render_claims(found, "md")
+    assert "| **fails** | no |" in page and "itself: holds" in page
+    assert render_claims(found, "md") == render_claims(answers(measured().sample(frac=1, random_state=1), claims), "md")
+    with pytest.raises(UserError, match="unknown format"):
+        render_claims(found, "tex")

@@ -1,0 +1,168 @@
+"""What an installation contains, what pins it, and how little the light commands import."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmark.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# What the paper's image-text-audio track needs must never reach the core.
+HEAVY = {"torchvision", "torchaudio", "transformers", "diffusers", "datasets", "matplotlib"}
+SLOW = {"torch", "pandas", "scipy", "numpy"}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement(text: str) -> str:
+    return normal(re.split(r"[<>=!~\[; ]", text, maxsplit=1)[0])
+
+
+def pins(text: str) -> dict[str, str]:
+    """Name -> version of a constraints file. Raises ValueError for any line that is not one exact pin."""
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
+            if not match or normal(match[1]) in found:
+                raise ValueError(f"line {number}: {line!r} is not one exact pin")
+            found[normal(match[1])] = match[2]
+    return found
+
+
+def unpacked(root: Path, settings: dict) -> list[str]:
+    """Python files and result tables under `root` that a wheel would leave out."""
+    packages = {name for name in settings["packages"] if name not in settings["package-dir"]}
+    sources = [path for folder in {name.split(".")[0] for name in packages} for path in (root / folder).rglob("*.py")]
+    missing = [path for path in sources if ".".join(path.relative_to(root).parent.parts) not in packages]
+    patterns = settings["package-data"]["benchmark.results"]
+    tables = [path for path in (root / "results").rglob("*") if path.suffix in {".csv", ".toml"}]
+    names = [path.relative_to(root / "results").as_posix() for path in tables]
+    missing += [
+        path
+        for path, name in zip(tables, names, strict=True)
+        if not any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    ]
+    return sorted(path.relative_to(root).as_posix() for path in missing)
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pinned = pins((ROOT / "constraints.txt").read_text())
+    groups = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
+    wanted = {requirement(text) for group in groups for text in group} - {"muni-bench"}
+    assert wanted - pinned.keys() == set()
+    assert pinned["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("line", ["torch>=2", "torch @ file:///torch.whl", "-e .", "torch==2.13.0+cpu", "a==1\nA==1"])
+def test_a_loose_or_local_pin_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="is not one exact pin"):
+        pins(line)
+
+
+def test_ranges_stay_open_and_the_core_small() -> None:
+    core = PROJECT["project"]["dependencies"]
+    assert all(re.fullmatch(r"[a-z-]+>=[0-9.]+", text) for text in core)
+    assert {requirement(text) for text in core} & HEAVY == set()
+
+
+def test_a_wheel_holds_every_module_and_table() -> None:
+    assert unpacked(ROOT, PROJECT["tool"]["setuptools"]) == []
+
+
+@pytest.mark.parametrize("path", ["benchmark/novel/part.py", "models/deep/net.py", "results/tables/old/table9.toml"])
+def test_a_file_outside_the_listed_packages_is_found(tmp_path: Path, path: str) -> None:
+    for present in (path, "benchmark/api.py", "results/paper.csv", "results/tables/table5.toml"):
+        (tmp_path / present).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / present).touch()
+    assert unpacked(tmp_path, PROJECT["tool"]["setuptools"]) == [path]
+
+
+def loaded_by(code: str, unwanted: set[str]) -> set[str]:
+    """The unwanted modules that a fresh interpreter holds after running `code`."""
+    report = (
+        f"\nimport json, sys\nprint('\\n' + json.dumps([name for name in {sorted(unwanted)} if name in sys.modules]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code + report], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def command(*arguments: str) -> str:
+    return (
+        f"import sys\nfrom benchmark.cli import main\nsys.argv = ['bench', *{list(arguments)}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+
+
+def spelled(text: str) -> dict[str, set[str]]:
+    """Commands that a script or page gives to `bench`, each with its long options."""
+    found: dict[str, set[str]] = {}
+    for name, rest in re.findall(r"(?:^|[`/])bench\"? ([a-z]+)([^`\n]*)", text, re.MULTILINE):
+        found.setdefault(name, set()).update(re.findall(r"--[a-z][a-z-]*", rest))
+    return found
+
+
+def test_spelled_commands_are_found() -> None:
+    text = (
+        '\t$(BIN)/bench reproduce $* --preset $(P)\n"$core/bench" run --max-time 3\nSee `bench list`.\nbench run --seed'
+    )
+    assert spelled(text) == {"reproduce": {"--preset"}, "run": {"--max-time", "--seed"}, "list": set()}
+
+
+def test_scripts_and_pages_use_commands_and_options_that_exist() -> None:
+    pages = [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / ".github/workflows/ci.yml", *sorted(ROOT.glob("*.md"))]
+    for name, options in spelled("\n".join(page.read_text() for page in pages)).items():
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [name, "--help"])
+        assert result.exit_code == 0, f"bench {name}: {result.output}"
+        assert [option for option in sorted(options) if option not in result.output] == [], f"bench {name}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
+def test_light_commands_import_nothing_slow(arguments: list[str]) -> None:
+    assert loaded_by(command(*arguments), SLOW | HEAVY) == set()
+
+
+def test_a_slow_import_is_seen() -> None:
+    assert loaded_by("import numpy", SLOW) == {"numpy"}
+
+
+def test_the_whole_core_imports_none_of_the_extras() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in ("benchmark", "models", "baselines", "data_prep")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path.stem not in {"__init__", "__main__"}
+    ]
+    code = "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules)
+    assert loaded_by(code, HEAVY) == set()
+
+
+def test_ci_ends_with_a_fresh_smoke_run_and_its_check() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.search(r"^smoke:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    assert [
+        next(word for word in ("rm -rf", "reproduce table5", "check") if word in line)
+        for line in recipe[1].splitlines()
+    ] == ["rm -rf", "reproduce table5", "check"]
+    stages = re.findall(r"^make .*", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert stages[-1].startswith("make smoke")
+
+
+def test_every_recipe_has_three_lines_at_most() -> None:
+    recipes = re.findall(r"^[^\s#].*:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(recipes) >= 8
+    assert all(recipe.count("\n") <= 3 for recipe in recipes)

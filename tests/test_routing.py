@@ -1,0 +1,488 @@
+"""Every method's routes are those of `routing.toml`: subsets, weights, targets, gradients, prior and inference.
+
+Weights are confirmed exactly, by feeding a method every draw of a grid, and with the real draws by a chi-square
+bound. Gradients are confirmed by autograd. Planted wrong routes show that each check can fail.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from baselines.mmvae import MMVAE
+from baselines.mmvaeplus import MMVAEPlus
+from baselines.mopoe import MoPoE
+from baselines.mvae import MVAE
+from benchmark import registry
+from benchmark.api import Modality
+from benchmark.config import Config, resolve
+from benchmark.runtime import Draws, seeded
+from models.experts import hellinger, product
+from models.latent import LatentModel
+from models.muni import MUNI
+from models.routes import Route, Subsets, all_subsets, draw_subsets
+
+TABLE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "routing.toml").read_text())
+RULES = {"product": product, "hellinger": hellinger}
+NUMBERS = "123"
+MODALITIES = tuple(Modality(number, (6,)) for number in NUMBERS)
+OBSERVED = ("123", "12", "13", "23")
+SUBSETS = ["".join(members) for size in (1, 2, 3) for members in combinations(NUMBERS, size)]
+SIDE = 420  # a multiple of every denominator in the table
+ROWS = 20_000  # of the chi-square test: it finds a subset whose share is a tenth off
+ALARM = 1e-6  # probability that the chi-square bound is passed by chance; the seed is fixed
+
+Law = Mapping[tuple[str, str, str], Fraction]  # (given, targets, prior) -> share of the rows
+
+
+# The table, read.
+
+
+@dataclass(frozen=True)
+class Routes:
+    """One method's table for rows that observed `observed`, relabelled from the pair 12 where they are a pair."""
+
+    method: str
+    observed: str
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        return TABLE[self.method]["full" if self.observed == NUMBERS else "pair"]
+
+    def relabel(self, members: str) -> str:
+        return "" if members == "none" else "".join(self.observed[NUMBERS.index(member)] for member in members)
+
+    def targets(self) -> dict[str, dict[str, str]]:
+        """Subset -> target -> the experts that its reconstruction trains."""
+        return {self.relabel(subset): {self.relabel(target): self.relabel(experts)
+                                       for target, experts in entry.items() if target != "weight"}
+                for subset, entry in self.entries["given"].items()}
+
+    def prior(self) -> dict[str, str]:
+        """Subset -> the experts that the prior term trains."""
+        return {self.relabel(subset): self.relabel(entry["experts"]) for subset, entry in self.entries["prior"].items()}
+
+    def private(self, subset: str, part: str) -> str:
+        entries = {self.relabel(key): entry for key, entry in self.entries.get("private", {}).items()}
+        return self.relabel(entries[subset][part]) if subset in entries else ""
+
+    def weights(self, part: str) -> dict[str, Fraction]:
+        return {self.relabel(subset): Fraction(entry["weight"]) for subset, entry in self.entries[part].items()}
+
+    def law(self) -> Law:
+        given, prior = self.weights("given"), self.weights("prior")
+        targets = {subset: "".join(experts) for subset, experts in self.targets().items()}
+        if TABLE[self.method]["prior_draw"] == "same":
+            assert given == prior
+            return {(subset, targets[subset], subset): weight for subset, weight in given.items()}
+        return {(subset, targets[subset], told): weight * share
+                for subset, weight in given.items() for told, share in prior.items()}
+
+
+def tables() -> Iterator[Routes]:
+    for method, table in TABLE.items():
+        for observed in OBSERVED if "pair" in table and table["pair"] != "needs full rows" else OBSERVED[:1]:
+            yield Routes(method, observed)
+
+
+# The method, asked.
+
+
+@cache
+def configuration() -> Config:
+    tiny = {"latent_size": 4, "private_size": 3, "encoder_grad_scale": 0.5, "prior_steps": 2, "decoder_steps": 2}
+    tiny |= {f"{part}_{size}": value for part in ("encoder", "decoder", "prior")
+             for size, value in (("width", 8), ("depth", 1))}
+    return resolve(registry.card("dataset", "gaussian_mixture"), None, "smoke",
+                   [f"{field}={value}" for field, value in tiny.items()]).config
+
+
+def build(method: type) -> LatentModel:
+    """A tiny model in general position: no weight is zero, so no gradient vanishes by initialisation."""
+    with seeded("routing", method.__name__):
+        model = method(MODALITIES, configuration())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.4)
+    return model
+
+
+class Enumeration:
+    """Stands in for Draws: a method's first draw and its second run through every pair of points of a grid."""
+
+    rows = SIDE**2
+
+    def __init__(self) -> None:
+        points = torch.arange(self.rows)
+        self._axes = iter((points // SIDE, points % SIDE))
+
+    def uniform(self, name: str) -> Tensor:
+        return (next(self._axes) + 0.5) / SIDE
+
+    def integers(self, name: str, high: int) -> Tensor:
+        return next(self._axes) * high // SIDE
+
+
+def mask(members: str, rows: int) -> Tensor:
+    return torch.tensor([number in members for number in NUMBERS]).expand(rows, -1)
+
+
+def spell(code: int) -> str:
+    return "".join(number for place, number in enumerate(NUMBERS) if code >> place & 1)
+
+
+def counts(*masks: Tensor) -> Counter:
+    """How many rows hold each combination of subsets."""
+    code = sum((m.long() @ torch.tensor([1, 2, 4])) * 8**place for place, m in enumerate(masks))
+    found = torch.bincount(code, minlength=8 ** len(masks))
+    return Counter({tuple(spell(int(k) // 8**place % 8) for place in range(len(masks))): int(found[k])
+                    for k in found.nonzero().flatten()})
+
+
+def drawn(model: LatentModel, observed: str, draws: Any) -> Route:
+    return model.routes(mask(observed, draws.rows), draws)
+
+
+def tally(route: Route) -> Counter:
+    return counts(route.given, route.targets, route.prior)
+
+
+# The checks. Each returns one line per entry in which a method departs from the table.
+
+
+def faults(method: type, table: Routes) -> list[str]:
+    model = build(method)
+    every = drawn(model, table.observed, Enumeration())
+    found = [*law_faults(every, table), *gradient_faults(model, every, table)]
+    if table.observed == NUMBERS:
+        found += [*aggregate_faults(model, table), *inference_faults(model, table)]
+    return found
+
+
+def law_faults(every: Route, table: Routes) -> Iterator[str]:
+    yield from differences(table.law(), shares(tally(every)), "share of (given, targets, prior) =")
+
+
+def shares(found: Counter) -> dict[Any, Fraction]:
+    return {key: Fraction(count, found.total()) for key, count in found.items()}
+
+
+def differences(stated: Mapping, found: Mapping, what: str) -> Iterator[str]:
+    for key in sorted(stated.keys() | found.keys()):
+        if stated.get(key, 0) != found.get(key, 0):
+            yield f"{what} {key}: {found.get(key, 0)}, not {stated.get(key, 0)}"
+
+
+def chi_square(found: Counter, law: Mapping[Any, Fraction]) -> float:
+    """Probability of a departure from the law as large as that found; 0 where the law rules a row out."""
+    if found.keys() - law.keys():
+        return 0.0
+    rows = found.total()
+    statistic = sum((found[key] - rows * share) ** 2 / (rows * share) for key, share in law.items())
+    return 1.0 if len(law) == 1 else float(chi2.sf(float(statistic), len(law) - 1))
+
+
+def gradient_faults(model: LatentModel, every: Route, table: Routes) -> Iterator[str]:
+    card = registry.card("method", table.method)
+    fusion = {"fusion"} if table.method == "shala" else set()
+    for given, targets in table.targets().items():
+        route = route_of(every, given=given)
+        for target in table.observed:
+            expected = set()
+            if target in targets:
+                private = {f"private {given}"} if target in table.private(given, "own") else set()
+                auxiliary = {f"auxiliary {target}"} if target in table.private(given, "auxiliary") else set()
+                expected = trained(targets[target], private) | auxiliary | fusion | {f"decoder {target}"}
+            only = route.targets & mask(target, len(route.targets))
+            found = reached(model, table.observed, replace(route, targets=only), card.stages[0][0],
+                            prior_weight=0.0, encoder_grad_scale=0.0)
+            yield from reach_faults(f"reconstruction of {target} from {given}", expected, found)
+    for subset, experts in table.prior().items():
+        route = route_of(every, prior=subset)
+        private = {f"private {i}" for i in table.private(subset, "divergence")}
+        found = reached(model, table.observed, replace(route, targets=torch.zeros_like(route.targets)),
+                        card.stages[-1][0])
+        yield from reach_faults(f"prior on {subset or 'none'}", trained(experts, private) | {"prior"}, found)
+    for subset, entry in table.entries.get("divergence", {}).items():
+        route = route_of(every, given=subset)
+        found = reached(model, table.observed, replace(route, targets=torch.zeros_like(route.targets)),
+                        card.stages[0][0])
+        yield from reach_faults(f"divergence of {subset}", trained(entry["experts"], set()) | fusion, found)
+
+
+def reach_faults(what: str, expected: set[str], found: set[str]) -> Iterator[str]:
+    yield from (f"{what} trains {part}" for part in sorted(found - expected))
+    yield from (f"{what} does not train {part}" for part in sorted(expected - found))
+
+
+def trained(experts: str, private: set[str]) -> set[str]:
+    """The parts of the encoder that these experts' shared outputs and these private outputs reach."""
+    bodies = {f"body {i}" for i in experts} | {f"body {part[-1]}" for part in private}
+    return {f"expert {i}" for i in experts} | private | bodies
+
+
+def route_of(every: Route, **part: str) -> Route:
+    """The method's own route of a row whose `given`, or `prior`, is the subset asked for; four rows of it.
+
+    A subset that is never drawn is the law's fault, and reported there: any row with that subset serves here.
+    """
+    (name, subset), = part.items()
+    alike = (getattr(every, name) == mask(subset, Enumeration.rows)).all(-1)
+    row = alike.int().argmax().expand(4)
+    return replace(Route(every.given[row], every.targets[row], every.prior[row]), **{name: mask(subset, 4)})
+
+
+def batch_of(observed: str, rows: int = 4) -> dict[str, Tensor]:
+    draws = Draws("routing rows", rows=rows)
+    return {number: draws.normal(number, 6) for number in observed}
+
+
+def reached(model: LatentModel, observed: str, route: Route, stage: str, **overrides: float) -> set[str]:
+    """The parts of the model that the loss gives any gradient that is not exactly zero."""
+    model.zero_grad(set_to_none=True)
+    before = model.config
+    model.config = replace(before, **overrides)
+    model.routes = lambda observed, draws: route
+    try:
+        loss, _ = model.loss(batch_of(observed), stage, Draws("routing", rows=4))
+    finally:
+        del model.routes
+        model.config = before
+    if loss.requires_grad:
+        loss.backward()
+    return {name for name, gradients in parts(model) if any(bool((g != 0).any()) for g in gradients)}
+
+
+def parts(model: LatentModel) -> Iterator[tuple[str, list[Tensor]]]:
+    """Name and gradients of every part of a model; `expert i` is the head of its shared outputs, `body i` the rest."""
+    latent = model.config.latent_size
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in named.values())
+    heads = [gradient.unflatten(-1, (2, -1)) for name, gradient in named.items()
+             if name.startswith(("encoder.skip", "encoder.leave"))]
+    body = [gradient for name, gradient in named.items()
+            if name.startswith("encoder.") and not name.startswith(("encoder.skip", "encoder.leave"))]
+    decoder = [gradient for name, gradient in named.items() if name.startswith("decoder.")]
+    auxiliary = [gradient for name, gradient in named.items() if name.startswith("auxiliary")]
+    for k, number in enumerate(NUMBERS):
+        yield f"expert {number}", [head[k][..., :latent] for head in heads]
+        yield f"private {number}", [head[k][..., latent:] for head in heads]
+        yield f"body {number}", [gradient[k] for gradient in body]
+        yield f"decoder {number}", [gradient[k] for gradient in decoder]
+        yield f"auxiliary {number}", [gradient[k] for gradient in auxiliary]
+    yield "prior", [gradient for name, gradient in named.items() if name.startswith("prior.")]
+    yield "fusion", [gradient for name, gradient in named.items() if name.startswith("fuse")]
+    known = ("encoder.", "decoder.", "prior.", "auxiliary", "fuse")
+    assert all(name.startswith(known) for name in named), "a part of the model that the table does not know"
+
+
+def aggregate_faults(model: LatentModel, table: Routes) -> Iterator[str]:
+    """The pooled posterior of every subset is the stated rule's."""
+    rule = RULES.get(TABLE[table.method]["aggregate"])
+    draws = Draws("routing experts", rows=5)
+    mean, log_variance = draws.normal("mean", 3, 4), draws.normal("log variance", 3, 4)
+    for subset in SUBSETS if rule else []:
+        given = mask(subset, 5)
+        pairs = zip(model.aggregate(mean, log_variance, given), rule(mean, log_variance, given), strict=True)
+        if not all(torch.equal(one, other) for one, other in pairs):
+            yield f"posterior of {subset} is not the {TABLE[table.method]['aggregate']}"
+
+
+def inference_faults(model: LatentModel, table: Routes) -> Iterator[str]:
+    """Which experts infer the latent at test time, by law and by autograd through `infer`."""
+    rule = TABLE[table.method]["inference"]
+    for subset in SUBSETS:
+        if rule == "condition":
+            yield from condition_faults(model, subset)
+            continue
+        chosen = {(subset,): Fraction(1)} if rule == "all given" else {
+            (member,): Fraction(1, len(subset)) for member in subset}
+        found = counts(model.inference(mask(subset, Enumeration.rows), Enumeration()))
+        yield from differences(chosen, shares(found), f"inference from {subset}, share of")
+        asked = model.inference(mask(subset, 4), Draws("infer", rows=4))
+        model.zero_grad(set_to_none=True)
+        model.infer(batch_of(subset), Draws("infer", rows=4))[0].square().sum().backward()
+        experts = {name[-1] for name, gradients in parts(model) if name.startswith("expert")
+                   if any(bool((g != 0).any()) for g in gradients)}
+        expected = {number for number, member in zip(NUMBERS, asked[0], strict=True) if member}
+        if experts != expected:
+            yield f"inference from {subset} reads experts {sorted(experts)}, not {sorted(expected)}"
+
+
+def condition_faults(model: LatentModel, subset: str) -> Iterator[str]:
+    """One modality is heard; several are refused."""
+    if len(subset) > 1:
+        try:
+            model.infer(batch_of(subset), Draws("infer", rows=4))
+        except ValueError:
+            return
+        yield f"inference from {subset} is not refused"
+        return
+    told = model.infer(batch_of(subset), Draws("infer", rows=4))
+    other = model.infer({subset: batch_of(subset)[subset] + 1}, Draws("infer", rows=4))
+    if torch.equal(told, other):
+        yield f"inference from {subset} does not hear it"
+
+
+# The tests.
+
+
+def test_the_table_has_every_trained_method_and_no_other():
+    cards = {name: registry.card("method", name) for name in registry.index("method")}
+    assert set(TABLE) == {name for name, card in cards.items() if card.stages}
+    for name, table in TABLE.items():
+        assert cards[name].needs_full_rows == (table.get("pair") == "needs full rows")
+        assert ("many_to_one" in cards[name].tasks) == (table["inference"] != "condition")
+
+
+@pytest.mark.parametrize("table", list(tables()), ids=lambda table: f"{table.method}-{table.observed}")
+def test_every_entry_of_the_table_holds(table: Routes):
+    assert sum(table.law().values()) == 1
+    assert faults(registry.load("method", table.method), table) == []
+
+
+@pytest.mark.parametrize("table", list(tables()), ids=lambda table: f"{table.method}-{table.observed}")
+def test_the_real_draws_follow_the_table(table: Routes):
+    model = build(registry.load("method", table.method))
+    assert chi_square(tally(drawn(model, table.observed, Draws("chi-square", rows=ROWS))), table.law()) > ALARM
+
+
+def test_the_real_inference_draws_one_expert_uniformly():
+    model = build(MMVAE)
+    for subset in SUBSETS:
+        found = counts(model.inference(mask(subset, ROWS), Draws("chi-square", rows=ROWS)))
+        assert chi_square(found, {(member,): Fraction(1, len(subset)) for member in subset}) > ALARM
+
+
+def test_the_target_detached_gradient_is_exactly_zero_and_the_latent_is_unchanged():
+    """Eq. 11: the forward pass uses the target's expert, the backward pass does not."""
+    model = build(MUNI)
+    mean, log_variance = (t.detach().requires_grad_() for t in model.encode(model.observe(batch_of("123"))[0]))
+    z = model.latents(mean, log_variance, mask("123", 4), Draws("latents", rows=4).normal("latent", 4))
+    plain = model.posterior_sample(mean, log_variance, mask("123", 4), Draws("latents", rows=4).normal("latent", 4))
+    for target in range(3):
+        assert torch.allclose(z[target], plain, atol=1e-6)
+        full = torch.autograd.grad(plain.square().sum(), (mean, log_variance), retain_graph=True)
+        routed = torch.autograd.grad(z[target].square().sum(), (mean, log_variance), retain_graph=True)
+        for whole, part in zip(full, routed, strict=True):
+            assert torch.equal(part[:, target], torch.zeros(4, 4)) and bool((whole[:, target] != 0).all())
+            others = [expert for expert in range(3) if expert != target]
+            assert torch.allclose(part[:, others], whole[:, others], rtol=1e-5)
+
+
+# Planted faults: a checker that cannot fail confirms nothing.
+
+
+def by_size(modalities: int) -> Subsets:
+    """Uniform over sizes, then over subsets: the other reading of MoPoE's law."""
+    sizes = Counter(map(len, all_subsets(modalities)))
+    return {subset: 1 / sizes[len(subset)] for subset in all_subsets(modalities)}
+
+
+class PriorOnAllSubsets(MUNI):
+    def routes(self, observed: Tensor, draws: Any) -> Route:
+        given, prior = (draw_subsets(all_subsets(3), observed, draws, name) for name in ("reconstruction", "prior"))
+        return Route(given, observed, prior)
+
+
+class PriorOnTheSameDraw(MUNI):
+    def routes(self, observed: Tensor, draws: Any) -> Route:
+        route = super().routes(observed, draws)
+        return replace(route, prior=torch.where(route.given.sum(-1, keepdim=True) > 1, route.given, route.prior))
+
+
+class OwnExpertAttached(MUNI):
+    detach_own = False
+
+
+class EveryExpertDetached(MUNI):
+    def latents(self, *arguments: Tensor) -> Tensor:
+        return super().latents(*arguments).detach()
+
+
+class NonMembersDecoded(MVAE):
+    def routes(self, observed: Tensor, draws: Any) -> Route:
+        return replace(super().routes(observed, draws), targets=observed)
+
+
+class UniformOverSizes(MoPoE):
+    def routes(self, observed: Tensor, draws: Any) -> Route:
+        given = draw_subsets(by_size(3), observed, draws, "reconstruction subset")
+        return Route(given, observed, given)
+
+
+class EncoderOutOfThePriorTerm(MoPoE):
+    def prior_terms(self, mean: Tensor, log_variance: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return super().prior_terms(mean.detach(), log_variance.detach(), *rest)
+
+
+class ProductThatDropsAnExpert(MoPoE):
+    @staticmethod
+    def aggregate(mean: Tensor, log_variance: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        kept = given.clone()
+        kept[..., 2] &= ~given[..., :2].any(-1)
+        return product(mean, log_variance, kept)
+
+
+class EveryExpertInfers(MMVAE):
+    def inference(self, given: Tensor, draws: Any) -> Tensor:
+        return given
+
+
+class OwnPrivateLatentForAll(MMVAEPlus):
+    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        latent = self.config.latent_size
+        own = z[:1, :, latent:].expand(3, -1, -1)
+        return super().reconstruction(x, torch.cat([z[..., :latent], own], -1), targets, draws)
+
+
+PLANTED = [
+    ("muni", "123", PriorOnAllSubsets, "share of (given, targets, prior) = ('1', '123', '1'): 1/49, not 0"),
+    ("muni", "12", PriorOnAllSubsets, "share of (given, targets, prior) = ('1', '12', '1')"),
+    ("muni", "123", PriorOnTheSameDraw, "share of (given, targets, prior) = ('12', '123', '12'): 1/7, not 1/28"),
+    ("muni", "123", OwnExpertAttached, "reconstruction of 1 from 1 trains expert 1"),
+    ("muni", "12", OwnExpertAttached, "reconstruction of 2 from 12 trains expert 2"),
+    ("muni", "123", EveryExpertDetached, "reconstruction of 2 from 13 does not train expert 1"),
+    ("mvae", "123", NonMembersDecoded, "reconstruction of 3 from 12 trains decoder 3"),
+    ("mopoe", "123", UniformOverSizes, "share of (given, targets, prior) = ('123', '123', '123'): 1/3, not 1/7"),
+    ("mopoe", "123", EncoderOutOfThePriorTerm, "prior on 12 does not train expert 2"),
+    ("mopoe", "123", ProductThatDropsAnExpert, "posterior of 123 is not the product"),
+    ("mopoe", "123", ProductThatDropsAnExpert, "reconstruction of 1 from 13 does not train expert 3"),
+    ("muni_hellinger", "123", MUNI, "posterior of 12 is not the hellinger"),
+    ("mmvae", "123", EveryExpertInfers, "inference from 12, share of ('12',): 1, not 0"),
+    ("mmvaeplus", "123", OwnPrivateLatentForAll, "reconstruction of 2 from 1 trains private 1"),
+]
+
+
+@pytest.mark.parametrize(("method", "observed", "planted", "fault"), PLANTED, ids=lambda value: getattr(
+    value, "__name__", None) if isinstance(value, type) else None)
+def test_a_planted_wrong_route_is_found(method: str, observed: str, planted: type, fault: str):
+    assert any(fault in line for line in faults(planted, Routes(method, observed)))
+
+
+@pytest.mark.parametrize("planted", [PriorOnAllSubsets, PriorOnTheSameDraw])
+def test_the_chi_square_bound_finds_a_wrong_prior(planted: type):
+    found = tally(drawn(build(planted), NUMBERS, Draws("chi-square", rows=ROWS)))
+    assert chi_square(found, Routes("muni", NUMBERS).law()) < ALARM
+
+
+def test_the_chi_square_bound_finds_a_share_that_is_a_tenth_off():
+    class Uneven(MoPoE):
+        def routes(self, observed: Tensor, draws: Any) -> Route:
+            given = draw_subsets(all_subsets(3) | {(0, 1): 1.2}, observed, draws, "reconstruction subset")
+            return Route(given, observed, given)
+
+    law = Routes("mopoe", NUMBERS).law()
+    assert chi_square(tally(drawn(build(Uneven), NUMBERS, Draws("chi-square", rows=ROWS))), law) < ALARM

@@ -1,0 +1,381 @@
+"""Tables as data: strict files, exact plans, numbers that may not meet, and pages that are pure functions."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from benchmark.api import MethodCard, MetricCard, UserError, cells
+from benchmark.records import KEY
+from benchmark.registry import index
+from benchmark.tables import (
+    FORMATS,
+    ONE_PER_COLUMN,
+    RESULTS,
+    TERM_WIDTH,
+    Column,
+    Job,
+    load_paper,
+    load_table,
+    paper_values,
+    render,
+    render_readme,
+    summarise,
+)
+
+MODALITIES = ("a", "b", "c")
+METRICS = {
+    name: MetricCard(1, name, "squared units", False, "log", ("uncond",), "mean", "", "")
+    for name in ("shared_mse", "swd", "swd_w1", "energy_score", "private_swd")
+}
+METHODS = {
+    "muni": MethodCard(1, "MUNI", "2026", deviations=("one shared recipe",)),
+    "mvae": MethodCard(1, "MVAE_x", "2018", deviations=("no N(0, I) expert", "one shared recipe")),
+}
+
+
+def row(method="muni", given="a", want="b", metric="shared_mse", seed=0, value=1.0, **other):
+    filled = {"preset": "cpu", "dataset": "gaussian_mixture", "given": given, "want": want, "method": method,
+              "metric": metric, "seed": seed, "value": value, "stderr": 0.01, "n": 2048, "status": "ok",
+              "method_version": 1, "dataset_version": 1, "metric_version": 1, "protocol": "abc",
+              "precision": "bfloat16", "run_id": "r", "sources": "s", "commit": "c", "torch": "2.13",
+              "device": "CPU",
+              "train_seconds": 100.0, "sample_seconds": 1.0, "peak_memory_mb": 10.0, "parameters": 1000}
+    return filled | other
+
+
+@pytest.fixture(scope="module")
+def table():
+    whole = load_table("table5", METRICS)
+    return dataclasses.replace(whole, methods=("mvae", "shala", "muni"))
+
+
+def measured(table, value, preset="cpu", seeds=5):
+    """All rows of a table; `value(method, column, place of the cell, seed)` is a number or a status."""
+    rows = []
+    for column in table.columns:
+        for place, cell in enumerate(column.cells(table.dataset, MODALITIES)):
+            for method in table.rows:
+                for seed in range(seeds):
+                    found = value(method, column, place, seed)
+                    extra = {"status": found, "value": float("nan")} if isinstance(found, str) else {"value": found}
+                    rows.append(row(method, "+".join(cell.given), "+".join(cell.want), column.metric, seed,
+                                    preset=preset, **extra))
+    return pd.DataFrame(rows)
+
+
+def plain(method, column, place, seed):
+    if method == "shala" and column.task == "many_to_one":
+        return "n/a: takes one source"
+    return {"mvae": 2.0, "shala": 3.0, "muni": 1.0, "real": 0.5, "chance": 8.0}[method] + 0.01 * seed
+
+
+def page(table, frame, preset="cpu", format="md", **options):
+    return render(summarise(frame, table, preset, MODALITIES), table, load_paper(), format, metrics=METRICS,
+                  methods=METHODS, **options)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ('metric = "swd"', 'metric = "swdd"', "unknown metric 'swdd': did you mean 'swd'?"),
+    ('task = "uncond"', 'task = "uncnd"', "unknown task 'uncnd': did you mean 'uncond'?"),
+    ("digits = 4", "digts = 4", "unknown key 'digts': did you mean 'digits'?"),
+    ("digits = 4", 'digits = "4"', "digits = '4' is not of type int"),
+    ("digits = 4\n", "", "lacks the key 'digits'"),
+    ("cpu = 5", "cpuu = 5", "seeds: unknown preset 'cpuu': did you mean 'cpu'?"),
+    ("cpu = 5", "cpu = 0", "cpu = 0: write a whole number"),
+    ('header = "2→1 align."', 'header = "1→1 align."', "two columns have the header '1→1 align.'"),
+    ('paper = { table', 'paper = { tabel', "paper: unknown key 'tabel'"),
+    ('task = "uncond"', 'cells = [{ givn = [], want = ["a"] }]', "cells: unknown key 'givn'"),
+    ("digits = 4", 'digits = 4\nbetter = "lowr"', "better: unknown direction 'lowr': did you mean 'lower'?"),
+    ('id = "table5"', 'id = "table5', "not valid TOML"),
+])
+def test_a_faulty_file_is_refused_by_file_and_key(tmp_path, old, new, message):
+    text = (RESULTS / "tables" / "table5.toml").read_text()
+    assert old in text
+    (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        load_table(tmp_path / "mine.toml", METRICS)
+    assert message in str(error.value)
+    assert "mine.toml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_table_names_the_nearest():
+    with pytest.raises(UserError, match="unknown table 'tabel5': did you mean 'table5'"):
+        load_table("tabel5", METRICS)
+
+
+def test_a_column_may_list_its_cells():
+    column = Column("x", "swd", 2, listed=((("a", "c"), ("b",)),))
+    assert str(column.cells("d", MODALITIES)[0]) == "d: a+c -> b"
+    with pytest.raises(UserError, match="no modality 'c'"):
+        column.cells("d", ("a", "b"))
+    assert Column("x", "swd", 2, listed=((("a",), ("factor:all",)),)).cells("d", ("a",))[0].want == ("factor:all",)
+
+
+def test_every_table_in_the_repository_loads():
+    for path in sorted((RESULTS / "tables").glob("*.toml")):
+        assert load_table(path, index("metric")).id == path.stem
+
+
+def test_paper_keys_of_table5_select_the_printed_numbers():
+    whole, paper = load_table("table5", METRICS), load_paper()
+    muni = [paper_values(paper, column).get("muni") for column in whole.columns]
+    assert muni == [0.0508, 0.0414, 0.13, 0.0394, None, None, None, None, None]
+    with pytest.raises(UserError, match="no number"):
+        paper_values(paper, Column("x", "swd", 2, paper={"table": "table55"}))
+    with pytest.raises(UserError, match="several numbers of one method"):
+        paper_values(paper, Column("x", "swd", 2, paper={"table": "table5"}))
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+def test_jobs_ask_each_metric_on_its_columns_cells_only(table):
+    jobs = table.jobs("cpu", MODALITIES)
+    assert [job.method for job in jobs[:5]] == ["mvae", "shala", "muni", "real", "chance"]
+    assert [job.seed for job in jobs] == [seed for seed in range(5) for _ in range(5)]
+    asked = {(cell.task, metric) for cell, metric in jobs[0].scores}
+    assert asked == {(column.task, column.metric) for column in table.columns}
+    assert len(jobs[0].scores) == 6 * 3 + 3 * 3 + 3
+    with pytest.raises(UserError, match="no seeds for preset 'cpuu': did you mean 'cpu'"):
+        table.jobs("cpuu", MODALITIES)
+
+
+def test_a_part_of_a_table_and_a_users_own_method(table):
+    part = table.only(["muni", "folder/mine.py", "chance"])
+    assert (part.methods, part.sanity) == (("muni", "mine"), ("chance",))
+    assert table.only([]) == table
+    jobs = table.jobs("cpu", MODALITIES, ["folder/mine.py"], [7, 3])
+    assert [(job.method, job.seed) for job in jobs] == [("folder/mine.py", 7), ("folder/mine.py", 3)]
+    assert jobs[0].scores == table.jobs("cpu", MODALITIES)[0].scores
+    frame = measured(table.only(["mine"]), lambda *_: 1.5)
+    assert "| mine | **1.5000 ±0.0000** |" in page(table.only(["mine"]), frame)
+
+
+def test_missing_is_what_the_rows_lack(table):
+    frame = measured(table, plain)
+    assert table.missing(frame, "cpu", MODALITIES) == []
+    assert len(table.missing(frame.iloc[:0], "cpu", MODALITIES)) == 25
+    assert len(table.missing(frame, "gpu", MODALITIES)) == 3 * 5
+    lost = frame.index[(frame["method"] == "muni") & (frame["seed"] == 3)][[0, 25]]
+    failed = frame.copy()
+    failed.loc[lost[1], "status"] = "error: NaN"
+    one, other = (frame.loc[place] for place in lost)
+    jobs = table.missing(failed.drop(lost[0]), "cpu", MODALITIES)
+    assert [(job.method, job.seed, len(job.scores)) for job in jobs] == [("muni", 3, 2)]
+    found = {("+".join(cell.given), "+".join(cell.want), metric) for cell, metric in jobs[0].scores}
+    assert found == {(each["given"], each["want"], each["metric"]) for each in (one, other)}
+
+
+def test_a_job_is_a_product_without_its_skipped_pairs():
+    a, b = tuple(cells("d", ("a", "b"), "one_to_one"))
+    assert Job("m", "d", "cpu", 0, (a, b), ("x", "y"), frozenset({(a, "y")})).scores == ((a, "x"), (b, "x"), (b, "y"))
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+def test_means_are_over_cells_then_seeds(table):
+    frame = measured(table, lambda method, column, place, seed: place + 10.0 * seed, seeds=3)
+    found = summarise(frame, table, "cpu", MODALITIES).iloc[0]
+    assert found["value"] == pytest.approx(2.5 + 10.0)  # cells 0..5, seeds 0, 10, 20
+    assert found["stderr"] == pytest.approx(10 / 3**0.5)
+    assert (found["stderr_over"], found["seeds"], found["note"]) == ("seeds", "0-2", "3 of 5 seeds")
+
+
+def test_one_seed_keeps_the_error_over_rows_and_says_so(table):
+    frame = measured(table, plain, seeds=1)
+    found = summarise(frame, table, "cpu", MODALITIES).iloc[0]
+    assert (found["stderr"], found["stderr_over"]) == (pytest.approx(0.01), "rows")
+    whole = measured(table, plain)
+    mixed = whole[(whole["method"] != "muni") | (whole["seed"] == 0)]
+    assert "Mean over cells. One seed: ± is the standard error over rows" in page(table, frame)
+    assert "4. 1 of 5 seeds\n5. One seed: ± is the standard error over rows" in page(table, mixed)
+    assert "One seed" not in page(table, whole)
+
+
+def test_an_incomplete_seed_is_left_out_and_disclosed(table):
+    frame = measured(table, lambda method, column, place, seed: float(seed))
+    error = (frame["method"] == "muni") & (frame["seed"] == 4) & (frame["given"] == "a") & (frame["want"] == "b")
+    frame.loc[error, ["status", "value"]] = ["error: NaN in the loss", float("nan")]
+    gone = (frame["method"] == "muni") & (frame["seed"] == 3) & (frame["given"] == "a") & (frame["want"] == "b")
+    summary = summarise(frame[~gone], table, "cpu", MODALITIES)
+    found = summary[(summary["method"] == "muni") & (summary["column"] == "1→1 align.")].iloc[0]
+    assert found["value"] == pytest.approx(1.0)  # seeds 0, 1, 2
+    assert found["note"] == "3 of 5 seeds: missing: 1 of 6 cells (seeds 3); error: NaN in the loss (seeds 4)"
+    assert found["note"] in page(table, frame[~gone]).replace("\\_", "_")
+
+
+def test_cells_without_numbers_carry_their_reason(table):
+    frame = measured(table, plain)
+    summary = summarise(frame[frame["method"] != "mvae"], table, "cpu", MODALITIES).set_index(["method", "column"])
+    assert summary.loc[("shala", "2→1 align."), "status"] == "n/a: takes one source"
+    assert summary.loc[("mvae", "2→1 align."), "status"] == "missing: not run"
+    text = page(table, frame[frame["method"] != "mvae"], format="term")
+    assert "n/a: takes one source" in text
+    assert "missing: not run" in text
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_PER_COLUMN if name not in KEY] + ["method_version"])
+def test_rows_of_different_versions_never_meet(table, name):
+    frame = measured(table, plain)
+    changed = (frame["method"] == "muni") & (frame["seed"] == 2)
+    frame[name] = frame[name].astype(object)
+    frame.loc[changed, name] = "other"
+    with pytest.raises(UserError, match=f"{name} .* and other .muni seed 2. cannot share a column"):
+        summarise(frame, table, "cpu", MODALITIES)
+
+
+def test_methods_have_versions_of_their_own_and_presets_do_not_mix(table):
+    frame = measured(table, plain)
+    frame.loc[frame["method"] == "muni", "method_version"] = 7
+    alone = summarise(frame, table, "cpu", MODALITIES)
+    assert alone["value"].iloc[2] == pytest.approx(1.02)
+    both = pd.concat([frame, measured(table, lambda *_: 100.0, preset="gpu")])
+    pd.testing.assert_frame_equal(summarise(both, table, "cpu", MODALITIES), alone)
+
+
+def test_one_key_has_one_number_and_an_error_gives_way(table):
+    frame = measured(table, plain)
+    again = frame[frame["method"] == "muni"].head(1)
+    with pytest.raises(UserError, match=r"cpu: two rows for muni seed 0, a -> b, shared_mse \(runs r and r\)"):
+        summarise(pd.concat([frame, again]), table, "cpu", MODALITIES)
+    tried = pd.concat([frame, again.assign(status="error: disk full", value=float("nan"))])
+    before, after = (summarise(rows, table, "cpu", MODALITIES) for rows in (frame, tried))
+    pd.testing.assert_frame_equal(after, before)
+
+
+# ------------------------------------------------------------------------------------------------ pages
+
+def test_other_presets_are_titled_so_and_have_no_difference(table):
+    text = page(table, measured(table, plain))
+    assert "Table 5 protocol at preset cpu: not comparable with the paper's numbers" in text
+    assert "difference" not in text.replace("difference.", "")  # the caption's word for ties
+    assert "the paper's numbers, at its own scale" in text
+    assert "| MUNI | 0.0508 | 0.0414 | 0.1300 | 0.0394 |" in text
+
+
+def test_preset_paper_shows_the_difference(table):
+    text = page(table, measured(table, plain, preset="paper", seeds=1), "paper")
+    assert "not comparable" not in text
+    assert "| 0.0508 | +0.9492 |" in text
+    assert "| 0.2265 | +1.7735 |" in text
+
+
+def test_best_is_bold_with_ties_inside_one_error_and_without_sanity_rows(table):
+    def close(method, column, place, seed):
+        return {"mvae": 1.005, "shala": 1.2, "muni": 1.0, "real": 0.0, "chance": 8.0}[method] + 0.01 * seed
+
+    lines = page(table, measured(table, close)).splitlines()
+    line = {name: next(line for line in lines if line.startswith(f"| {name}"))
+            for name in ("MVAE", "MUNI", "shala", "*real")}
+    assert "**1.0200 ±0.0071**" in line["MUNI"]
+    assert "**1.0250 ±0.0071**" in line["MVAE"]
+    assert "**" not in line["shala"] and "**" not in line["*real"]
+    text = page(table, measured(table, lambda *where: close(*where) + 0.01 * (where[0] == "mvae")))
+    assert "**1.0200 ±0.0071**" in text and "| 1.0350 ±0.0071 |" in text  # 0.015 apart, error 0.010
+    rising = METRICS | {"shared_mse": dataclasses.replace(METRICS["shared_mse"], higher_is_better=True)}
+    text = render(summarise(measured(table, close), table, "cpu", MODALITIES), table, load_paper(), "md",
+                  metrics=rising, methods=METHODS)
+    assert "**1.2200 ±0.0071**" in text
+    assert "1→1 align. ↑" in text and "uncond. fid. ↓" in text
+    neither = dataclasses.replace(table, columns=tuple(
+        dataclasses.replace(column, better="neither", paper={}) for column in table.columns))
+    text = page(neither, measured(table, close))
+    assert "| 1→1 align. |" in text and "**1.0200" not in text
+    assert text.startswith("**Table 5 at preset cpu**") and "the paper's numbers" not in text
+
+
+def test_ratio_to_chance(table):
+    text = page(table, measured(table, plain))
+    block = text[text.index("ratio to the chance row"):]
+    assert "| MUNI | 0.13 |" in block  # 1.02 / 8.02
+    assert "| shala | 0.38 | — |" in block
+
+
+def test_terminal_fits_and_colours_only_when_told(table):
+    for preset, seeds in (("cpu", 5), ("paper", 1)):
+        text = page(table, measured(table, plain, preset=preset, seeds=seeds), preset, "term")
+        assert max(map(len, text.splitlines())) <= TERM_WIDTH
+        assert "\x1b" not in text
+        assert "…" not in text
+        assert ("1.0200 ±0.0071*" if preset == "cpu" else "1.0000 ±0.0100*") in text
+    assert "\x1b[1m" in page(table, measured(table, plain), format="term", color=True)
+
+
+def test_deviations_are_footnotes_numbered_once(table):
+    text = page(table, measured(table, plain))
+    assert "| MVAE\\_x<sup>1,2</sup> |" in text
+    assert "| MUNI<sup>2</sup> |" in text
+    assert "\n1. no N(0, I) expert\n2. one shared recipe\n" in text
+
+
+def test_caption_states_preset_seeds_versions_and_cost(table):
+    text = page(table, measured(table, plain), format="html", notes=["lost numbers are assumed"])
+    for part in ("Preset cpu; seeds 0-4; 2048 rows per cell; gaussian_mixture v1; shared_mse v1", "Protocol abc",
+                 "bfloat16", "torch 2.13", "lost numbers are assumed", "<td>1,000</td><td>100</td>"):
+        assert part in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_same_input_gives_the_same_bytes(table, format):
+    frame = measured(table, plain)
+    shuffled = frame.sample(frac=1, random_state=1)
+    assert page(table, frame, format=format) == page(table, shuffled, format=format)
+    changed = frame.assign(value=frame["value"] + (frame["method"] == "muni"))
+    assert page(table, frame, format=format) != page(table, changed, format=format)
+
+
+def test_the_environment_does_not_change_the_bytes(table, monkeypatch):
+    before = page(table, measured(table, plain), format="term")
+    for name, value in (("COLUMNS", "40"), ("FORCE_COLOR", "1"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    assert page(table, measured(table, plain), format="term") == before
+
+
+def test_csv_holds_full_precision_and_reads_back(table, tmp_path):
+    frame = measured(table, lambda method, column, place, seed: 1 / 3, preset="paper", seeds=1)
+    (tmp_path / "x.csv").write_text(page(table, frame, "paper", "csv"))
+    found = pd.read_csv(tmp_path / "x.csv")
+    ours = found[(found["method"] == "muni") & (found["column"] == "1→1 align. ↓")]
+    assert ours["value"].tolist() == [1 / 3]
+    gap = found[(found["method"] == "muni") & (found["column"] == "2→1 align. ↓ difference")]
+    assert float(gap["value"].iloc[0]) == pytest.approx(1 / 3 - 0.0414)
+
+
+def test_latex_and_html_escape(table):
+    latex = page(table, measured(table, plain), format="tex")
+    assert r"MVAE\_x" in latex and r"1$\to$1 align. $\downarrow$" in latex and r"\textbf{1.0200 $\pm$0.0071}" in latex
+    assert latex.count("{") == latex.count("}")
+    assert not [character for character in latex if ord(character) > 127]
+    sneaky = METHODS | {"muni": MethodCard(1, "<b>&", "")}
+    text = render(summarise(measured(table, plain), table, "cpu", MODALITIES), table, load_paper(), "html",
+                  metrics=METRICS, methods=sneaky)
+    assert "<td>&lt;b&gt;&amp;</td>" in text
+
+
+def test_unknown_format(table):
+    with pytest.raises(UserError, match="unknown format 'htm': did you mean 'html'"):
+        page(table, measured(table, plain), format="htm")
+
+
+def test_readme_blocks_are_replaced_between_their_markers():
+    readme = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
+    fresh = render_readme(readme, {"table5 cpu": r"| \1 new |"})
+    assert fresh == ("head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\n"
+                     "tail <!-- other -->x<!-- /other -->\n")
+    assert render_readme(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
+    for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
+        with pytest.raises(UserError, match="the readme needs <!-- a -->"):
+            render_readme(broken, {"a": "x"})
+
+
+def test_import_brings_no_heavy_library():
+    heavy = "{'torch', 'pandas', 'scipy', 'numpy', 'rich'}"
+    code = f"import sys, benchmark.tables, benchmark.claims; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=RESULTS.parent,
+                   env={**os.environ, "PYTHONPATH": str(RESULTS.parent)})
