@@ -39,8 +39,10 @@ class Chance:
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
         # The k-th draw of one factor differs from its first, so modalities that share a factor do not agree on it.
-        return {name: torch.cat([self._world.sample_factor(factor, draws) for factor in self._world.layout[name]], 1)
-                for name in want}
+        return {
+            name: torch.cat([self._world.sample_factor(factor, draws) for factor in self._world.layout[name]], 1)
+            for name in want
+        }
 
 
 METHOD = Chance

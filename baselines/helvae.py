@@ -1,6 +1,6 @@
 """HELVAE: Hellinger aggregation (Vo and Valera, AISTATS 2026).
 
-    bench run --method helvae --dataset gaussian_mixture --preset cpu
+bench run --method helvae --dataset gaussian_mixture --preset cpu
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """MMVAE: mixture of experts (Shi et al., NeurIPS 2019).
 
-    bench run --method mmvae --dataset gaussian_mixture --preset cpu
+bench run --method mmvae --dataset gaussian_mixture --preset cpu
 """
 
 from torch import Tensor

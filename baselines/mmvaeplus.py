@@ -1,6 +1,6 @@
 """MMVAE+: mixture of experts with private latents (Palumbo et al., ICLR 2023).
 
-    bench run --method mmvaeplus --dataset gaussian_mixture --preset cpu
+bench run --method mmvaeplus --dataset gaussian_mixture --preset cpu
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,8 +69,11 @@ class MMVAEPlus(LatentModel):
         divergence = (divergence * route.given).sum(-1).mean() / self.latent_size  # per dimension, as the entropy
         prior = flow + self.config.encoder_grad_scale * (entropy + divergence)
         return reconstruction + self.config.prior_weight * prior, {
-            "reconstruction": reconstruction.detach(), "prior": flow.detach(), "entropy": entropy.detach(),
-            "private divergence": divergence.detach()}
+            "reconstruction": reconstruction.detach(),
+            "prior": flow.detach(),
+            "entropy": entropy.detach(),
+            "private divergence": divergence.detach(),
+        }
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The shared experts alone: what inference uses."""

@@ -1,6 +1,6 @@
 """MVAE: product of experts with sub-sampled bounds (Wu and Goodman, NeurIPS 2018).
 
-    bench run --method mvae --dataset gaussian_mixture --preset cpu
+bench run --method mvae --dataset gaussian_mixture --preset cpu
 """
 
 from torch import Tensor

@@ -64,14 +64,20 @@ class ShaLa(LatentModel):
             reconstruction = self.reconstruction(x, z.expand(len(self.names), -1, -1), route.targets, draws)
             divergence = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).mean()
             return reconstruction + self.config.encoder_grad_scale * divergence, {
-                "reconstruction": reconstruction.detach(), "divergence": divergence.detach()}
+                "reconstruction": reconstruction.detach(),
+                "divergence": divergence.detach(),
+            }
         with torch.no_grad():
             features = self.features(x)
             mean, log_variance = self.joint_posterior(features)
             z = torch.addcmul(mean, torch.exp(0.5 * log_variance), noise)
         condition = self.prior.condition(self.told(features, route.prior))
-        flow = matching_loss(lambda z_t, t: self.prior(z_t[None], t[None], condition)[0], z,
-                             draws.normal("prior noise", self.latent_size), logit_normal(draws.normal("prior time")))
+        flow = matching_loss(
+            lambda z_t, t: self.prior(z_t[None], t[None], condition)[0],
+            z,
+            draws.normal("prior noise", self.latent_size),
+            logit_normal(draws.normal("prior time")),
+        )
         return flow.mean(), {"prior": flow.mean().detach()}
 
     def features(self, x: Tensor) -> Tensor:

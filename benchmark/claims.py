@@ -92,10 +92,15 @@ def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") 
     return claims
 
 
-def _claim(raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str, dataset: str,
-           source: str) -> Claim:
-    checked(raw, {"id": str, "text": str, "subject": str, "relation": str, "on": list}, where,
-            {"rivals": list, "factor": float, "against": list})
+def _claim(
+    raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str, dataset: str, source: str
+) -> Claim:
+    checked(
+        raw,
+        {"id": str, "text": str, "subject": str, "relation": str, "on": list},
+        where,
+        {"rivals": list, "factor": float, "against": list},
+    )
     known_name(raw["relation"], RELATIONS, "relation", where)
     for quantity in (*raw["on"], *raw.get("against", ())):
         if not isinstance(quantity, list) or len(quantity) != 2:
@@ -111,11 +116,13 @@ def _claim(raw: Mapping[str, Any], where: str, metrics: Collection[str], table: 
     against = tuple((task, metric) for task, metric in raw.get("against", raw["on"]))
     if raw["subject"] in rivals and on == against:
         raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
-    return Claim(raw["id"], raw["text"], source, table, dataset, raw["subject"], rivals, raw["relation"], factor, on,
-                 against)
+    return Claim(
+        raw["id"], raw["text"], source, table, dataset, raw["subject"], rivals, raw["relation"], factor, on, against
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the test
+
 
 def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dict[str, Comparison]:
     """Judge `exp(log ratio)` below or above `factor` for each rival; `logs`: rival -> log ratio per seed, (seeds,).
@@ -128,12 +135,20 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
     from scipy import special
 
     enough = [rival for rival, values in logs.items() if len(values) >= LEAST_SEEDS]
-    found = {rival: Comparison("undecided", math.exp(values.mean()) if len(values) else math.nan, seeds=len(values),
-                               reason=f"{len(values)} shared seeds, needs {LEAST_SEEDS}")
-             for rival, values in logs.items()}
+    found = {
+        rival: Comparison(
+            "undecided",
+            math.exp(values.mean()) if len(values) else math.nan,
+            seeds=len(values),
+            reason=f"{len(values)} shared seeds, needs {LEAST_SEEDS}",
+        )
+        for rival, values in logs.items()
+    }
     errors = {rival: float(logs[rival].std(ddof=1)) / math.sqrt(len(logs[rival])) for rival in enough}
-    pvalues = {rival: _pvalue(float(logs[rival].mean()) - math.log(factor), errors[rival], len(logs[rival]) - 1)
-               for rival in enough}
+    pvalues = {
+        rival: _pvalue(float(logs[rival].mean()) - math.log(factor), errors[rival], len(logs[rival]) - 1)
+        for rival in enough
+    }
     level, rejecting = ALPHA, True
     for place, rival in enumerate(sorted(enough, key=lambda rival: pvalues[rival])):
         if rejecting:
@@ -143,8 +158,15 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
         mean, reach = float(values.mean()), float(special.stdtrit(len(values) - 1, 1 - level / 2)) * errors[rival]
         beyond = (mean < math.log(factor)) == (relation == "below")
         verdict: Verdict = ("holds" if beyond else "fails") if rejecting else "undecided"
-        found[rival] = Comparison(verdict, math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), level,
-                                  len(values), "" if rejecting else "the interval includes the factor")
+        found[rival] = Comparison(
+            verdict,
+            math.exp(mean),
+            math.exp(mean - reach),
+            math.exp(mean + reach),
+            level,
+            len(values),
+            "" if rejecting else "the interval includes the factor",
+        )
     return found
 
 
@@ -157,8 +179,13 @@ def _pvalue(mean: float, error: float, degrees: int) -> float:
     return float(2 * special.stdtr(degrees, -abs(mean) / error))
 
 
-def check_claims(frame: pd.DataFrame, claims: Sequence[Claim], preset: str, modalities: Mapping[str, Sequence[str]],
-                 paper: pd.DataFrame) -> pd.DataFrame:
+def check_claims(
+    frame: pd.DataFrame,
+    claims: Sequence[Claim],
+    preset: str,
+    modalities: Mapping[str, Sequence[str]],
+    paper: pd.DataFrame,
+) -> pd.DataFrame:
     """One row per claim and rival: the claim's verdict, the rival's, and whether the paper's own table agrees.
 
     A claim fails where one rival shows the opposite, holds where every rival that has such a number
@@ -174,15 +201,28 @@ def check_claims(frame: pd.DataFrame, claims: Sequence[Claim], preset: str, moda
         overall = "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "undecided"
         agrees = _in_paper(claim, paper)
         for rival, answer in answers.items():
-            rows.append({"claim": claim.id, "text": claim.text, "source": claim.source, "preset": preset,
-                         "verdict": overall, "in_paper": agrees, "subject": claim.subject, "rival": rival,
-                         "relation": claim.relation, "factor": claim.factor, "rival_verdict": answer.verdict,
-                         **{field.name: getattr(answer, field.name) for field in fields(Comparison)[1:]}})
+            rows.append(
+                {
+                    "claim": claim.id,
+                    "text": claim.text,
+                    "source": claim.source,
+                    "preset": preset,
+                    "verdict": overall,
+                    "in_paper": agrees,
+                    "subject": claim.subject,
+                    "rival": rival,
+                    "relation": claim.relation,
+                    "factor": claim.factor,
+                    "rival_verdict": answer.verdict,
+                    **{field.name: getattr(answer, field.name) for field in fields(Comparison)[1:]},
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def _answers(frame: pd.DataFrame, claim: Claim, preset: str,
-             modalities: Mapping[str, Sequence[str]]) -> dict[str, Comparison]:
+def _answers(
+    frame: pd.DataFrame, claim: Claim, preset: str, modalities: Mapping[str, Sequence[str]]
+) -> dict[str, Comparison]:
     columns = _columns(frame, claim, preset, modalities)
     subject, lack = _logs(columns, claim.subject, claim.on)
     if claim.relation == "unsupported":
@@ -204,8 +244,9 @@ def _answers(frame: pd.DataFrame, claim: Claim, preset: str,
     return {rival: answers[rival] for rival in claim.rivals}
 
 
-def _columns(frame: pd.DataFrame, claim: Claim, preset: str,
-             modalities: Mapping[str, Sequence[str]]) -> dict[Quantity, tuple[list[dict[str, Any]], int]]:
+def _columns(
+    frame: pd.DataFrame, claim: Claim, preset: str, modalities: Mapping[str, Sequence[str]]
+) -> dict[Quantity, tuple[list[dict[str, Any]], int]]:
     """The rows of every quantity, for the subject and its rivals, and the number of its cells."""
     if claim.dataset not in modalities:
         raise UserError(f"{claim.id}: unknown dataset {claim.dataset!r}{nearest(claim.dataset, modalities)}")
@@ -224,8 +265,9 @@ def _supported(values: Mapping[int, float], lack: str) -> Comparison:
     return Comparison("holds" if lack.startswith("n/a") else "undecided", reason=lack)
 
 
-def _logs(columns: Mapping[Quantity, tuple[list[dict[str, Any]], int]], method: str,
-          quantities: Sequence[Quantity]) -> tuple[dict[int, float], str]:
+def _logs(
+    columns: Mapping[Quantity, tuple[list[dict[str, Any]], int]], method: str, quantities: Sequence[Quantity]
+) -> tuple[dict[int, float], str]:
     """A method's log value per seed, averaged over the quantities, and why there is none."""
     found: list[dict[int, float]] = []
     for task, metric in quantities:
@@ -273,6 +315,7 @@ def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
 
 # ---------------------------------------------------------------------------------------------- the page
 
+
 def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str:
     """The verdicts as text for "term" (at most 100 characters a line) or "md". Raises UserError for another format."""
     if format not in ("term", "md"):
@@ -311,8 +354,10 @@ def _markdown(result: pd.DataFrame) -> str:
     for _, group in result.groupby("claim", sort=False):
         first = group.iloc[0]
         rivals = "<br>".join(safe(_sentence(row)) for row in group.to_dict("records"))
-        lines.append(f"| {safe(first['text'])} | {safe(_claimed(first))} | **{first['verdict']}** | "
-                     f"{first['in_paper'] or '—'} | {rivals} |")
+        lines.append(
+            f"| {safe(first['text'])} | {safe(_claimed(first))} | **{first['verdict']}** | "
+            f"{first['in_paper'] or '—'} | {rivals} |"
+        )
     return "\n".join([*lines, "", _counts(result)]) + "\n"
 
 
@@ -323,8 +368,15 @@ def _term(result: pd.DataFrame, color: bool) -> str:
     from rich.text import Text
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=100, force_terminal=color, no_color=not color, highlight=False,
-                      color_system="standard" if color else None, _environ={})
+    console = Console(
+        file=buffer,
+        width=100,
+        force_terminal=color,
+        no_color=not color,
+        highlight=False,
+        color_system="standard" if color else None,
+        _environ={},
+    )
     styles = {"holds": "bold green", "fails": "bold red", "undecided": "bold yellow"}
     for _, group in result.groupby("claim", sort=False):
         first = group.iloc[0]

@@ -25,25 +25,32 @@ if TYPE_CHECKING:
     from benchmark.runner import Outcome, Run
 
 app = typer.Typer(
-    name="bench", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="bench",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Benchmark of any-to-any multimodal generative models: train, sample, score, and print the paper's tables.",
-    epilog="Start with: bench reproduce table5 --method muni --seed 0. Completion: bench --install-completion.")
+    epilog="Start with: bench reproduce table5 --method muni --seed 0. Completion: bench --install-completion.",
+)
 
 Methods = Annotated[list[str], typer.Option("--method", "-m", help="Name, or path of your own .py file; repeatable.")]
 Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of your own .py file.")]
-Preset = Annotated[str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, "
-                                     "else cpu.")]
+Preset = Annotated[
+    str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, else cpu.")
+]
 Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
-MaxTime = Annotated[float, typer.Option("--max-time", help="Stop cleanly after so many minutes; 0: never. "
-                                        "The same command goes on.")]
+MaxTime = Annotated[
+    float, typer.Option("--max-time", help="Stop cleanly after so many minutes; 0: never. The same command goes on.")
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what these runs have and start again.")]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(tables.FORMATS)}.")]
-Reference = Annotated[bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead "
-                                         "of your own.")]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead of your own.")
+]
 RUNS = Path("runs")
 
 
@@ -90,8 +97,12 @@ def _aside(kind: str, card: Any) -> str:
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own.")],
-         preset: Preset = "", dataset: Dataset = "gaussian_mixture", set_: Set = []) -> None:  # noqa: B006
+def info(
+    name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own.")],
+    preset: Preset = "",
+    dataset: Dataset = "gaussian_mixture",
+    set_: Set = [],
+) -> None:
     """A plug-in's card, and every field of its configuration with its source.
 
     Example: bench info muni --preset paper
@@ -133,11 +144,28 @@ def _kind_of(name: str) -> str:
 
 
 @app.command()
-def run(method: Methods, task: Annotated[list[str], typer.Option("--task", "-t", help="one_to_one, many_to_one, "
-        "one_to_many, uncond or criteria; repeatable; default: all that the method supports.")] = [],  # noqa: B006
-        dataset: Dataset = "gaussian_mixture", preset: Preset = "", seed: Seeds = ["0"], device: Device = "",  # noqa: B006
-        set_: Set = [], max_time: MaxTime = 0, runs: Runs = RUNS, plan: Plan = False, fresh: Fresh = False,  # noqa: B006
-        all_cells: Annotated[bool, typer.Option("--all-cells", help="many_to_one from every subset.")] = False) -> None:
+def run(
+    method: Methods,
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            "-t",
+            help="one_to_one, many_to_one, "
+            "one_to_many, uncond or criteria; repeatable; default: all that the method supports.",
+        ),
+    ] = [],  # noqa: B006
+    dataset: Dataset = "gaussian_mixture",
+    preset: Preset = "",
+    seed: Seeds = ["0"],
+    device: Device = "",
+    set_: Set = [],
+    max_time: MaxTime = 0,
+    runs: Runs = RUNS,
+    plan: Plan = False,
+    fresh: Fresh = False,
+    all_cells: Annotated[bool, typer.Option("--all-cells", help="many_to_one from every subset.")] = False,
+) -> None:
     """Train methods, sample every cell of the tasks and score it. Resumes where it stopped.
 
     Example: bench run --method muni --method mopoe --task uncond --seed 0-4
@@ -167,10 +195,19 @@ def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], ev
 
 
 @app.command()
-def reproduce(table: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
-              method: Methods = [], preset: Preset = "", seed: Seeds = [], device: Device = "", set_: Set = [],  # noqa: B006
-              max_time: MaxTime = 0, runs: Runs = RUNS, plan: Plan = False, fresh: Fresh = False,
-              format: Format = "term") -> None:
+def reproduce(
+    table: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
+    method: Methods = [],
+    preset: Preset = "",
+    seed: Seeds = [],
+    device: Device = "",
+    set_: Set = [],  # noqa: B006
+    max_time: MaxTime = 0,
+    runs: Runs = RUNS,
+    plan: Plan = False,
+    fresh: Fresh = False,
+    format: Format = "term",
+) -> None:
     """Run what a table lacks, resume what stopped, and print it beside the paper's numbers.
 
     Example: bench reproduce table5 --preset cpu
@@ -183,29 +220,38 @@ def reproduce(table: Annotated[str, typer.Argument(help="A table's name, or the 
     outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, quiet=True)
     if not plan:
         print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
-        _suggest(loaded, preset, method, seed, _same(runs, set_))
+        _suggest(loaded, preset, method, _seeds(seed), runs, set_)
     if outcome and outcome.errors:
         raise typer.Exit(1)
 
 
-def _suggest(table: tables.Table, preset: str, method: list[str], seed: list[str], same: str) -> None:
-    if method or seed:
-        print(f"\nNext: bench reproduce {table.id} --preset {preset}{same}   (every method, every seed)"
-              f"\n      bench sample --method {(method or table.methods)[0]} --preset {preset}{same}   "
-              "(look at what it generates)")
-    else:
-        print(f"\nNext: bench claims --preset {preset}{same}   (which of the paper's claims hold on these rows)")
+def _suggest(
+    table: tables.Table, preset: str, method: list[str], seeds: list[int], runs: Path, set_: list[str]
+) -> None:
+    if not method and not seeds:
+        print(f"\nNext: bench claims --preset {preset}{_same(runs)}   (which of the paper's claims hold on these rows)")
+        return
+    first = f"{shlex.quote((method or list(table.methods))[0])} --seed {seeds[0] if seeds else 0} --preset {preset}"
+    print(
+        f"\nNext: bench reproduce {table.id} --preset {preset}{_same(runs, set_)}   (every method, every seed)"
+        f"\n      bench sample --method {first}{_same(runs, set_)}   (look at what it generates)"
+    )
 
 
-def _same(runs: Path, overrides: list[str]) -> str:
+def _same(runs: Path, overrides: list[str] = []) -> str:  # noqa: B006
     """The options with which a further command finds the same runs."""
     words = [word for each in overrides for word in ("--set", each)] + (["--runs", str(runs)] if runs != RUNS else [])
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 @app.command()
-def table(name: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
-          preset: Preset = "", format: Format = "term", runs: Runs = RUNS, reference: Reference = False) -> None:
+def table(
+    name: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
+    preset: Preset = "",
+    format: Format = "term",
+    runs: Runs = RUNS,
+    reference: Reference = False,
+) -> None:
     """Print a table from the rows there are, without running anything.
 
     Example: bench table table5 --preset cpu --reference --format md
@@ -216,8 +262,12 @@ def table(name: Annotated[str, typer.Argument(help="A table's name, or the path 
 
 
 @app.command()
-def claims(preset: Preset = "", format: Annotated[str, typer.Option("--format", "-f", help="term or md.")] = "term",
-           runs: Runs = RUNS, reference: Reference = False) -> None:
+def claims(
+    preset: Preset = "",
+    format: Annotated[str, typer.Option("--format", "-f", help="term or md.")] = "term",
+    runs: Runs = RUNS,
+    reference: Reference = False,
+) -> None:
     """Whether the paper's claims hold on the rows there are: holds, fails or undecided, with intervals.
 
     Example: bench claims --preset cpu --reference
@@ -231,14 +281,20 @@ def _claims(frame: pd.DataFrame, preset: str, format: str) -> str:
 
     found = module.load_claims(registry.index("metric"))
     modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
-    return module.render_claims(module.check_claims(frame, found, preset, modalities, tables.load_paper()), format,
-                                color=format == "term" and sys.stdout.isatty())
+    return module.render_claims(
+        module.check_claims(frame, found, preset, modalities, tables.load_paper()),
+        format,
+        color=format == "term" and sys.stdout.isatty(),
+    )
 
 
 @app.command()
-def check(preset: Preset = "", runs: Runs = RUNS,
-          rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
-          tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.")] = 1e-6) -> None:
+def check(
+    preset: Preset = "",
+    runs: Runs = RUNS,
+    rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.")] = 1e-6,
+) -> None:
     """Compare fresh rows with results/reference/: exit status 0 same, 1 a number moved, 2 could not compare.
 
     Example: bench reproduce table5 --preset smoke && bench check --preset smoke
@@ -258,15 +314,20 @@ def check(preset: Preset = "", runs: Runs = RUNS,
 def _print_verdicts(verdicts: pd.DataFrame) -> None:
     counts = verdicts["verdict"].value_counts()
     for _, row in verdicts[verdicts["verdict"] != "same"].head(40).iterrows():
-        print(f"{row['verdict']:12} {row['method']:15} {row['metric']:18} {row['given'] or 'nothing'} -> {row['want']}: "
-              f"{row['reference']:.6g} -> {row['fresh']:.6g} ({row['shift']:+.1f} sd, p {row['p']:.2g}; {row['rule']}) "
-              f"{row['message']}")
+        print(
+            f"{row['verdict']:12} {row['method']:15} {row['metric']:18} {row['given'] or 'nothing'} -> {row['want']}: "
+            f"{row['reference']:.6g} -> {row['fresh']:.6g} ({row['shift']:+.1f} sd, p {row['p']:.2g}; {row['rule']}) "
+            f"{row['message']}"
+        )
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 @app.command()
-def bless(reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in results/LOG.md.")],
-          preset: Preset = "", runs: Runs = RUNS) -> None:
+def bless(
+    reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in results/LOG.md.")],
+    preset: Preset = "",
+    runs: Runs = RUNS,
+) -> None:
     """Make your rows the reference that bench check and the README's tables read.
 
     Example: bench bless --preset cpu --reason "first measurement"
@@ -277,8 +338,9 @@ def bless(reason: Annotated[str, typer.Option("--reason", help="Why the numbers 
     if compare.tree_is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
     fresh = records.latest(_local(runs))
-    changes = compare.bless(fresh[fresh["preset"] == preset], _reference_path(preset), reason,
-                            tables.RESULTS / "LOG.md")
+    changes = compare.bless(
+        fresh[fresh["preset"] == preset], _reference_path(preset), reason, tables.RESULTS / "LOG.md"
+    )
     print(", ".join(f"{count} {name}" for name, count in changes["change"].value_counts().items()))
     print("Next: bench readme   (write the README's tables anew)")
 
@@ -310,12 +372,18 @@ def readme_blocks() -> dict[str, str]:
 
 
 @app.command()
-def sample(method: Annotated[str, typer.Option("--method", "-m", help="Name, or path of your own .py file.")],
-           given: Annotated[str, typer.Option("--given", help="Modalities joined by +; empty: from nothing.")] = "",
-           rows: Annotated[int, typer.Option("--rows", help="How many.", min=1)] = 256, dataset: Dataset = "gaussian_mixture",
-           preset: Preset = "", seed: Annotated[int, typer.Option("--seed", "-s")] = 0, device: Device = "",
-           set_: Set = [], runs: Runs = RUNS,  # noqa: B006
-           out: Annotated[Path, typer.Option("--out", help="Folder; default: beside the run's checkpoint.")] = Path()) -> None:
+def sample(
+    method: Annotated[str, typer.Option("--method", "-m", help="Name, or path of your own .py file.")],
+    given: Annotated[str, typer.Option("--given", help="Modalities joined by +; empty: from nothing.")] = "",
+    rows: Annotated[int, typer.Option("--rows", help="How many.", min=1)] = 256,
+    dataset: Dataset = "gaussian_mixture",
+    preset: Preset = "",
+    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
+    device: Device = "",
+    set_: Set = [],
+    runs: Runs = RUNS,
+    out: Annotated[Path, typer.Option("--out", help="Folder; default: beside the run's checkpoint.")] = Path(),
+) -> None:
     """Write what a trained model generates, as a safetensors file, and as a picture with the extra "plots".
 
     Example: bench sample --method muni --given x1+x2 --preset cpu
@@ -331,7 +399,9 @@ def sample(method: Annotated[str, typer.Option("--method", "-m", help="Name, or 
 
 
 @app.command()
-def conform(name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")]) -> None:
+def conform(
+    name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")],
+) -> None:
     """The conformance suite on one plug-in: what every method, dataset or metric has to hold.
 
     Example: bench conform my_method.py
@@ -348,8 +418,13 @@ def conform(name: Annotated[str, typer.Argument(help="A method, dataset or metri
 
 
 @app.command()
-def profile(method: Methods = ["muni"], dataset: Dataset = "gaussian_mixture", preset: Preset = "",  # noqa: B006
-            device: Device = "", set_: Set = []) -> None:  # noqa: B006
+def profile(
+    method: Methods = ["muni"],
+    dataset: Dataset = "gaussian_mixture",
+    preset: Preset = "",
+    device: Device = "",
+    set_: Set = [],
+) -> None:
     """Time of a training step and of sampling as a ratio to its floor: the same matrix products alone, in one run.
 
     Example: bench profile --method muni --preset cpu
@@ -359,6 +434,24 @@ def profile(method: Methods = ["muni"], dataset: Dataset = "gaussian_mixture", p
     for name in method:
         for line in profile_method(name, dataset, _preset(preset), set_, _device(device)):
             print(line)
+
+
+@app.command()
+def tune(method: Methods = [], preset: Preset = "", device: Device = "", runs: Runs = RUNS / "tuning") -> None:  # noqa: B006
+    """The same search for every method, on the validation split; trials land in results/tuning.csv.
+
+    Example: bench tune --preset cpu
+    """
+    from benchmark import tune as module
+
+    preset = _preset(preset)
+    methods = method or [name for name in registry.index("method") if registry.card("method", name).stages]
+    with _progress() as report:
+        lines = list(module.tune(methods, preset, _device(device), runs, report))
+    best = module.best(lines)
+    for line in lines:
+        mark = "*" if line is best[line["method"]] else " "
+        print(f"{line['method']:16} {line['overrides']:50} {line['score']:>10} {mark}")
 
 
 @app.command()
@@ -379,8 +472,16 @@ def doctor() -> None:
 # Shared by the commands.
 
 
-def _carry_out(jobs: list[tables.Job], runs: Path, overrides: list[str], device: str, max_minutes: float, plan: bool,
-               fresh: bool, quiet: bool = False) -> Outcome | None:
+def _carry_out(
+    jobs: list[tables.Job],
+    runs: Path,
+    overrides: list[str],
+    device: str,
+    max_minutes: float,
+    plan: bool,
+    fresh: bool,
+    quiet: bool = False,
+) -> Outcome | None:
     """Run jobs with progress; say what would run with `plan`; print the rows' means unless `quiet`."""
     from benchmark import runner
 
@@ -388,8 +489,10 @@ def _carry_out(jobs: list[tables.Job], runs: Path, overrides: list[str], device:
     if plan:
         for each in prepared:
             todo = runner.missing(each)
-            print(f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
-                  f"{each.config.updates} updates  {each.directory}")
+            print(
+                f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
+                f"{each.config.updates} updates  {each.directory}"
+            )
         return None
     with _progress() as report:
         try:
@@ -412,15 +515,15 @@ def _print_means(prepared: list[Run], runs: Path) -> None:
     from benchmark.api import Cell
 
     ids = {each.run_id for each in prepared}
-    found: dict[tuple[str, str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], dict[tuple[str | int, ...], float]] = {}
     for record in records.read(runs / "results.csv"):
         if record.run_id in ids and record.value is not None:
             cell = Cell("", tuple(filter(None, record.given.split("+"))), tuple(record.want.split("+")))
             task = "criteria" if record.want.startswith("factor:") else cell.task
-            found.setdefault((record.method, task, record.metric), []).append(record.value)
+            found.setdefault((record.method, task, record.metric), {})[record.key] = record.value
     for (method, task, metric), values in found.items():
-        print(f"{method:16} {task:12} {metric:20} {sum(values) / len(values):10.4f}   mean of {len(values)}")
-    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 --preset {prepared[0].job.preset}{_same(runs, [])}")
+        print(f"{method:16} {task:12} {metric:20} {sum(values.values()) / len(values):10.4f}   mean of {len(values)}")
+    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 --preset {prepared[0].job.preset}{_same(runs)}")
 
 
 def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:
@@ -468,8 +571,15 @@ def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, 
     summary = tables.summarise(frame, table, preset, modalities)
     known = [name for name in (*table.rows, *own) if name in registry.index("method") or name.endswith(".py")]
     methods = {registry.stem(name): registry.card("method", name) for name in known}
-    return tables.render(summary, table, tables.load_paper(), format, metrics=_metric_cards(), methods=methods,  # type: ignore[arg-type]
-                         color=format == "term" and sys.stdout.isatty())
+    return tables.render(
+        summary,
+        table,
+        tables.load_paper(),
+        format,
+        metrics=_metric_cards(),
+        methods=methods,  # type: ignore[arg-type]
+        color=format == "term" and sys.stdout.isatty(),
+    )
 
 
 def _metric_cards() -> dict[str, Any]:
@@ -517,8 +627,14 @@ def _progress() -> Iterator[Callable[[str, float, float, str], None]]:
     if not console.is_terminal:
         yield _tenths
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, Any] = {}
 

@@ -84,8 +84,14 @@ class Verdict:
     message: str = ""
 
 
-def compare(reference: DataFrame, fresh: DataFrame, cards: Mapping[str, MetricCard], rule: str = "auto",
-            tolerance: float = 1e-6, alpha: float = ALPHA) -> DataFrame:
+def compare(
+    reference: DataFrame,
+    fresh: DataFrame,
+    cards: Mapping[str, MetricCard],
+    rule: str = "auto",
+    tolerance: float = 1e-6,
+    alpha: float = ALPHA,
+) -> DataFrame:
     """One verdict per cell of either side, sorted by cell: the columns of CELL, then the fields of `Verdict`.
 
     same, worse, better   compared; a better number fails as well, since somebody has to bless it
@@ -159,8 +165,9 @@ def leave_one_out_false_alarms(reference: DataFrame, cards: Mapping[str, MetricC
         parts.append(verdicts[verdicts["p"].notna()].assign(left_out_seed=seed))
     compared = pandas.concat(parts, ignore_index=True)
     alarms = compared[compared["verdict"] != "same"].reset_index(drop=True)
-    return FalseAlarms(alarms["left_out_seed"].nunique() / len(seeds), len(alarms) / max(1, len(compared)),
-                       len(seeds), alarms)
+    return FalseAlarms(
+        alarms["left_out_seed"].nunique() / len(seeds), len(alarms) / max(1, len(compared)), len(seeds), alarms
+    )
 
 
 def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, drop_missing: bool = False) -> DataFrame:
@@ -179,8 +186,10 @@ def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, d
     old, new = _by_cell(load(reference_path)), _by_cell(fresh)
     _check_blessable(old, new, reference_path)
     kept = new | {cell: seeds for cell, seeds in old.items() if cell not in new and not drop_missing}
-    rows = [{**dict(zip(CELL, cell, strict=True)), **_change(old.get(cell, {}), kept.get(cell, {}))}
-            for cell in sorted(old.keys() | kept.keys())]
+    rows = [
+        {**dict(zip(CELL, cell, strict=True)), **_change(old.get(cell, {}), kept.get(cell, {}))}
+        for cell in sorted(old.keys() | kept.keys())
+    ]
     changes = pandas.DataFrame(rows, columns=[*CELL, "change", "reference", "fresh"])
     try:
         log = log_path.read_bytes() if log_path.exists() else b"# Why the reference numbers changed\n"
@@ -206,8 +215,12 @@ def tree_is_dirty(root: Path) -> bool:
     return bool(done.stdout.strip())
 
 
-def moderated_t(reference: Sequence[Sequence[float]], fresh: Sequence[Sequence[float]],
-                prior_variance: Sequence[float], prior_degrees: Sequence[float]) -> tuple[numpy.ndarray, numpy.ndarray]:
+def moderated_t(
+    reference: Sequence[Sequence[float]],
+    fresh: Sequence[Sequence[float]],
+    prior_variance: Sequence[float],
+    prior_degrees: Sequence[float],
+) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Shift in standard deviations of the seed noise, and two-sided p, per cell; the formula is at the file's head.
 
     `reference`, `fresh`: per cell the seeds' values on the metric's scale, of any number. Both answers are NaN where
@@ -307,10 +320,13 @@ def _priors(old: Mapping[CellKey, Seeds], cards: Mapping[str, MetricCard]) -> di
 
 def _outset(cell: CellKey, old: Seeds, new: Seeds, run_seeds: set[int], card: MetricCard | None) -> Verdict:
     """What can be said before the numbers are looked at; the verdict is empty where they have to be."""
-    verdict = Verdict(cell, reference=_mean(old), fresh=_mean(new), reference_seeds=len(_scored(old)),
-                      fresh_seeds=len(_scored(new)))
-    versions = {column: [sorted({str(getattr(record, column)) for record in side.values()}) for side in (old, new)]
-                for column in VERSIONS}
+    verdict = Verdict(
+        cell, reference=_mean(old), fresh=_mean(new), reference_seeds=len(_scored(old)), fresh_seeds=len(_scored(new))
+    )
+    versions = {
+        column: [sorted({str(getattr(record, column)) for record in side.values()}) for side in (old, new)]
+        for column in VERSIONS
+    }
     differing = [f"{column} {'/'.join(a)} -> {'/'.join(b)}" for column, (a, b) in versions.items() if len({*a, *b}) > 1]
     silent = [f"seed {seed}: {record.status}" for seed, record in sorted(new.items()) if record.status != "ok"]
     silent += [f"seed {seed}: no fresh row" for seed in sorted(run_seeds - new.keys())]
@@ -329,8 +345,9 @@ def _outset(cell: CellKey, old: Seeds, new: Seeds, run_seeds: set[int], card: Me
     return verdict
 
 
-def _decide_by_seeds(verdict: Verdict, old: Seeds, new: Seeds, card: MetricCard, rule: str, tolerance: float,
-                     testable: bool) -> None:
+def _decide_by_seeds(
+    verdict: Verdict, old: Seeds, new: Seeds, card: MetricCard, rule: str, tolerance: float, testable: bool
+) -> None:
     """Record the paired difference, and decide by it unless the statistical rule has to."""
     pairs = [(old[seed], new[seed]) for seed in sorted(old.keys() & new.keys()) if old[seed].value is not None]
     numbers = [(a.value or 0.0, b.value or 0.0) for a, b in pairs]
@@ -339,8 +356,9 @@ def _decide_by_seeds(verdict: Verdict, old: Seeds, new: Seeds, card: MetricCard,
         equal = all((a.value, a.stderr, a.n) == (b.value, b.stderr, b.n) for a, b in pairs)
     else:
         flips = [2 / min(a.n, b.n) if card.scale == "logit" and a.n and b.n else 0.0 for a, b in pairs]
-        equal = all(abs(b - a) <= tolerance * max(abs(a), abs(b)) + flip
-                    for (a, b), flip in zip(numbers, flips, strict=True))
+        equal = all(
+            abs(b - a) <= tolerance * max(abs(a), abs(b)) + flip for (a, b), flip in zip(numbers, flips, strict=True)
+        )
     same_machine = all((a.commit, a.torch, a.device) == (b.commit, b.torch, b.device) for a, b in pairs)
     if not equal:
         _note(verdict, *_changed_sources(pairs, verdict.cell))
@@ -364,8 +382,10 @@ def _changed_sources(pairs: Sequence[tuple[Record, Record]], cell: CellKey) -> l
     if all(a.sources == b.sources for a, b in pairs):
         return []
     _, dataset, method = _run(cell)
-    return [f"the code of {method}, {dataset} or {_metric(cell)} changed and so did the number, but no version: "
-            "raise the version of what changed"]
+    return [
+        f"the code of {method}, {dataset} or {_metric(cell)} changed and so did the number, but no version: "
+        "raise the version of what changed"
+    ]
 
 
 @dataclass
@@ -396,8 +416,12 @@ def _decide_by_tests(tests: Sequence[_Test], alpha: float) -> None:
     """The statistical rule for all its cells together."""
     if not tests:
         return
-    shifts, raw = moderated_t([test.reference for test in tests], [test.fresh for test in tests],
-                              [test.prior[0] for test in tests], [test.prior[1] for test in tests])
+    shifts, raw = moderated_t(
+        [test.reference for test in tests],
+        [test.fresh for test in tests],
+        [test.prior[0] for test in tests],
+        [test.prior[1] for test in tests],
+    )
     for test, shift, p in zip(tests, shifts, holm(list(raw)), strict=True):
         verdict = test.verdict
         verdict.rule, verdict.shift, verdict.p = "statistical", float(shift), p
@@ -411,8 +435,9 @@ def _collapsed(test: _Test, alpha: float) -> list[str]:
     if len(test.seeds) == 1:
         return ["one fresh seed: more seeds tell a moved number from one collapsed seed"]
     count = len(test.seeds)
-    _, p = moderated_t([test.reference] * count, [[value] for value in test.fresh],
-                       [test.prior[0]] * count, [test.prior[1]] * count)
+    _, p = moderated_t(
+        [test.reference] * count, [[value] for value in test.fresh], [test.prior[0]] * count, [test.prior[1]] * count
+    )
     apart = [seed for seed, own in zip(test.seeds, p, strict=True) if own <= alpha]
     return [f"one seed collapsed: seed {apart[0]}"] if len(apart) == 1 else []
 
@@ -434,20 +459,26 @@ def _check_blessable(old: Mapping[CellKey, Seeds], new: Mapping[CellKey, Seeds],
     if not rows:
         raise UserError(f"no fresh rows to bless into {path}: run `bench run` first")
     if errors:
-        raise UserError(f"{len(errors)} error rows cannot be blessed, the first of {' '.join(_cell(errors[0]))} "
-                        f"seed {errors[0].seed} ({errors[0].status}): mend and run them again")
+        raise UserError(
+            f"{len(errors)} error rows cannot be blessed, the first of {' '.join(_cell(errors[0]))} "
+            f"seed {errors[0].seed} ({errors[0].status}): mend and run them again"
+        )
     if presets:
         raise UserError(f"rows of preset {', '.join(sorted(presets))} cannot go into {path}: bless each preset alone")
     if fewer:
         cell = min(fewer)
-        raise UserError(f"{len(fewer)} cells have fewer seeds than {path}, as {' '.join(cell)} with "
-                        f"{len(new[cell])} instead of {len(old[cell])}: run the other seeds first")
+        raise UserError(
+            f"{len(fewer)} cells have fewer seeds than {path}, as {' '.join(cell)} with "
+            f"{len(new[cell])} instead of {len(old[cell])}: run the other seeds first"
+        )
 
 
 def _change(old: Seeds, kept: Seeds) -> dict[str, str | float]:
     def numbers(seeds: Seeds) -> dict[int, tuple[object, ...]]:
-        return {seed: tuple(getattr(record, column) for column in ("value", "stderr", "n", "status", *VERSIONS))
-                for seed, record in seeds.items()}
+        return {
+            seed: tuple(getattr(record, column) for column in ("value", "stderr", "n", "status", *VERSIONS))
+            for seed, record in seeds.items()
+        }
 
     change = "new" if not old else "removed" if not kept else "same" if numbers(old) == numbers(kept) else "changed"
     return {"change": change, "reference": _mean(old), "fresh": _mean(kept)}
@@ -456,13 +487,21 @@ def _change(old: Seeds, kept: Seeds) -> dict[str, str | float]:
 def _log_entry(changes: DataFrame, new: Mapping[CellKey, Seeds], path: Path, reason: str) -> str:
     """Markdown: date and file, the reason, the commits and counts of rows, and what moved per method and metric."""
     rows = [record for seeds in new.values() for record in seeds.values()]
-    counts = ", ".join(f"{(changes['change'] == change).sum()} {change}"
-                       for change in ("new", "changed", "same", "removed"))
-    lines = [f"\n## {datetime.date.today().isoformat()} {path.name}", "", reason, "",
-             f"- commit: {', '.join(sorted({record.commit for record in rows}))}",
-             f"- rows: {len(rows)}; cells: {counts}"]
+    counts = ", ".join(
+        f"{(changes['change'] == change).sum()} {change}" for change in ("new", "changed", "same", "removed")
+    )
+    lines = [
+        f"\n## {datetime.date.today().isoformat()} {path.name}",
+        "",
+        reason,
+        "",
+        f"- commit: {', '.join(sorted({record.commit for record in rows}))}",
+        f"- rows: {len(rows)}; cells: {counts}",
+    ]
     moved = changes[changes["change"] != "same"]
     for (dataset, method, metric, change), part in moved.groupby(["dataset", "method", "metric", "change"]):
-        lines.append(f"- {dataset} {method} {metric}: {len(part)} {change}, "
-                     f"mean {part['reference'].mean():.4g} -> {part['fresh'].mean():.4g}")
+        lines.append(
+            f"- {dataset} {method} {metric}: {len(part)} {change}, "
+            f"mean {part['reference'].mean():.4g} -> {part['fresh'].mean():.4g}"
+        )
     return "\n".join(lines) + "\n"

@@ -16,12 +16,31 @@ from benchmark.api import DatasetCard, MethodCard, UserError
 
 PRESETS = ("paper", "gpu", "cpu", "smoke")
 
-# The only fields in which presets may differ: sizes, steps, counts and precision.
-BUDGET_FIELDS = frozenset({
-    "train_rows", "evaluation_rows", "unconditional_rows", "updates", "batch_rows", "warmup_updates", "ema_updates",
-    "encoder_width", "encoder_depth", "decoder_width", "decoder_depth", "prior_width", "prior_depth",
-    "prior_steps", "decoder_steps", "probe_rows", "precision", "compile",
-})
+# The only fields in which presets may differ: sizes, steps, counts and precision, and the learning rate, since the
+# stable one depends on the width.
+BUDGET_FIELDS = frozenset(
+    {
+        "train_rows",
+        "learning_rate",
+        "evaluation_rows",
+        "unconditional_rows",
+        "updates",
+        "batch_rows",
+        "warmup_updates",
+        "ema_updates",
+        "encoder_width",
+        "encoder_depth",
+        "decoder_width",
+        "decoder_depth",
+        "prior_width",
+        "prior_depth",
+        "prior_steps",
+        "decoder_steps",
+        "probe_rows",
+        "precision",
+        "compile",
+    }
+)
 
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
 EVALUATION_FIELDS = ("evaluation_rows", "unconditional_rows", "prior_steps", "decoder_steps", "probe_rows", "precision")
@@ -83,14 +102,14 @@ def digest(content: Any) -> str:
 
 
 def resolve(dataset: DatasetCard, method: MethodCard | None, preset: str, overrides: Iterable[str] = ()) -> Resolved:
-    """Shared recipe < preset < method's overrides < `key=value` strings. Raises UserError on any unknown or ill-typed."""
+    """Shared recipe < preset < method's overrides < `key=value` strings. Raises UserError for one unknown or ill-typed."""
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
     if preset not in dataset.recipe:
         raise UserError(f"{dataset.label} has no preset {preset!r}: it has {', '.join(sorted(dataset.recipe))}")
     chosen = {**dataset.recipe["shared"], **dataset.recipe[preset]}
-    for name, value in (method.overrides if method else {}).items():
-        chosen[name] = (value, f"override of {method.label}, listed in its card")
+    if method:
+        chosen |= {k: (v, f"override of {method.label}, listed in its card") for k, v in method.overrides.items()}
     types = {field.name: field.type for field in fields(Config)}
     for text in overrides:
         name, separator, value = text.partition("=")
@@ -103,8 +122,10 @@ def resolve(dataset: DatasetCard, method: MethodCard | None, preset: str, overri
         raise UserError(f"{dataset.label}: no field {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], types)}")
     if missing := types.keys() - chosen.keys():
         raise UserError(f"{dataset.label}: the recipe lacks {', '.join(sorted(missing))}")
-    return Resolved(Config(**{name: value for name, (value, _) in chosen.items()}),
-                    {name: source for name, (_, source) in chosen.items()})
+    return Resolved(
+        Config(**{name: value for name, (value, _) in chosen.items()}),
+        {name: source for name, (_, source) in chosen.items()},
+    )
 
 
 def _parse(text: str, value: str, kind: str) -> Any:
@@ -117,7 +138,7 @@ def _parse(text: str, value: str, kind: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """": did you mean ...?", or what there is, for the end of an error line."""
+    """ ": did you mean ...?", or what there is, for the end of an error line."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f": did you mean {close[0]!r}?" if close else f": choose from {', '.join(sorted(known))}"

@@ -41,8 +41,17 @@ BLOCK = 256  # rows that share a generator; twice as many are sampled to see tha
 METRIC_ROWS = 1024
 UPDATES = 20  # per stage
 RANGE = 10.0  # a sample may lie this many times further from the centre than any row of the data
-TINY = ("train_rows=1024", "evaluation_rows=512", "unconditional_rows=512", "probe_rows=512", "batch_rows=64",
-        "prior_steps=3", "decoder_steps=3", "precision=float32", "compile=false")
+TINY = (
+    "train_rows=1024",
+    "evaluation_rows=512",
+    "unconditional_rows=512",
+    "probe_rows=512",
+    "batch_rows=64",
+    "prior_steps=3",
+    "decoder_steps=3",
+    "precision=float32",
+    "compile=false",
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ def conform(kind: str | None, name: str, dataset: str = "gaussian_mixture") -> I
     dataset: on which a method or metric is tried. Raises UserError for a name or file that does not exist.
     """
     path = _find(kind, name)
-    if name.endswith(".py"):
-        name = str(path)  # the plug-in runs in another working folder
+    # The plug-in runs in another working folder, where a relative path leads nowhere.
+    name, dataset = (str(Path(each).resolve()) if each.endswith(".py") else each for each in (name, dataset))
     try:
         card = registry.read_card(path)
         if kind not in (None, card.kind):
@@ -117,6 +126,7 @@ def _need(holds: bool, fault: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------ what a plug-in touches
+
 
 class _Watch:
     """Runs a plug-in's calls in an empty working and home folder, and remembers what they touch but must not."""
@@ -185,8 +195,11 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _global_states() -> dict[str, Any]:
     _, keys, position, *gauss = np.random.get_state(legacy=True)
-    return {"torch's": torch.random.get_rng_state().numpy().tobytes(),
-            "numpy's": (np.asarray(keys).tobytes(), position, *gauss), "Python's": random.getstate()}
+    return {
+        "torch's": torch.random.get_rng_state().numpy().tobytes(),
+        "numpy's": (np.asarray(keys).tobytes(), position, *gauss),
+        "Python's": random.getstate(),
+    }
 
 
 @contextlib.contextmanager
@@ -217,13 +230,20 @@ def _pure(what: str, call: Callable[[], Batch]) -> Batch:
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
-        first[name].shape == second[name].shape and torch.equal(first[name], second[name]) for name in first)
+        first[name].shape == second[name].shape and torch.equal(first[name], second[name]) for name in first
+    )
 
 
 # ------------------------------------------------------------------------------------------ cards
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    "int": int, "float": (int, float), "bool": bool, "str": str, "Literal": str, "tuple": (tuple, list), "Mapping": dict,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "Literal": str,
+    "tuple": (tuple, list),
+    "Mapping": dict,
 }
 
 
@@ -265,6 +285,7 @@ def _made(name: str, dataset: str, data: Any, seed: int = 0) -> Any:
 
 # ------------------------------------------------------------------------------------------ methods
 
+
 class _MethodSuite:
     """A method on the first rows of a dataset; untrained but for the checks that say otherwise."""
 
@@ -291,7 +312,7 @@ class _MethodSuite:
         _known_tasks(self.card.tasks, TASKS)
         for stage in self.card.stages:
             well = isinstance(stage, tuple | list) and [type(part) for part in stage] in ([str, float], [str, int])
-            _need(well and stage[1] > 0, f"stages: {stage!r} is not (\"name\", positive share)")
+            _need(well and stage[1] > 0, f'stages: {stage!r} is not ("name", positive share)')
         total = sum(share for _, share in self.card.stages)
         _need(not self.card.stages or math.isclose(total, 1), f"the shares of the stages add up to {total:g}, not to 1")
         known = [field.name for field in fields(Config)]
@@ -301,13 +322,17 @@ class _MethodSuite:
     def check_build(self) -> str:
         data_card = registry.card("dataset", self.dataset)
         self.data = registry.load("dataset", self.dataset)(_resolved(data_card), "cpu")
-        self.cells = {task: list(cells_of(self.dataset, data_card.modalities, task)) for task in self.card.tasks}
+        self.cells = {
+            task: list(cells_of(registry.stem(self.dataset), data_card.modalities, task)) for task in self.card.tasks
+        }
         self.method = self.make()
         for call in ("loss", "sample") if self.card.stages else ("sample",):
             _need(callable(getattr(self.method, call, None)), f"the class has no {call}()")
         _need(not self.card.stages or isinstance(self.method, torch.nn.Module), "is no torch.nn.Module, yet is trained")
-        _need(_equal(self.weights(self.method), self.weights(self.make())),
-              "two builds with one seed have different weights: initialise with torch alone")
+        _need(
+            _equal(self.weights(self.method), self.weights(self.make())),
+            "two builds with one seed have different weights: initialise with torch alone",
+        )
         return f"{sum(weight.numel() for weight in self.weights(self.method).values())} weights"
 
     def check_answers(self) -> None:
@@ -325,8 +350,11 @@ class _MethodSuite:
         _need(bool(torch.isfinite(x).all()), f"sample() returned NaN or infinite {modality.name} for {cell}")
         most = (self.test(METRIC_ROWS)[modality.name].double() - modality.center).abs().max().item()
         far = (x - modality.center).abs().max().item()
-        _need(far <= RANGE * most, f"sample() returned {modality.name} up to {far:.3g} from the centre, and no row of "
-              f"the data lies beyond {most:.3g}: answer in raw units, x * scale + center")
+        _need(
+            far <= RANGE * most,
+            f"sample() returned {modality.name} up to {far:.3g} from the centre, and no row of "
+            f"the data lies beyond {most:.3g}: answer in raw units, x * scale + center",
+        )
 
     def check_sample(self) -> None:
         for cell in self.one_per_task():
@@ -338,8 +366,10 @@ class _MethodSuite:
 
     def check_seed(self) -> None:
         for cell in self.one_per_task():
-            _need(not _equal(self.sample(self.method, cell, BLOCK), self.sample(self.method, cell, BLOCK, seed=1)),
-                  f"sample() for {cell} ignores the seed: two seeds give the same rows; take noise from `draws`")
+            _need(
+                not _equal(self.sample(self.method, cell, BLOCK), self.sample(self.method, cell, BLOCK, seed=1)),
+                f"sample() for {cell} ignores the seed: two seeds give the same rows; take noise from `draws`",
+            )
 
     def check_batch_size(self) -> None:
         for cell in self.one_per_task():
@@ -349,8 +379,11 @@ class _MethodSuite:
                 for name in cell.want:
                     alone, among = part[name].double(), whole[name][first : first + BLOCK].double()
                     gap = float((among - alone).abs().max() / alone.abs().max().clamp(min=1e-9))
-                    _need(gap <= 1e-5, f"sample() for {cell} depends on the batch size: rows {first} to "
-                          f"{first + BLOCK - 1} of {2 * BLOCK} differ from the same {BLOCK} rows alone by {gap:.1e}")
+                    _need(
+                        gap <= 1e-5,
+                        f"sample() for {cell} depends on the batch size: rows {first} to "
+                        f"{first + BLOCK - 1} of {2 * BLOCK} differ from the same {BLOCK} rows alone by {gap:.1e}",
+                    )
 
     def check_loss(self) -> None:
         for stage in self.stages():
@@ -361,8 +394,10 @@ class _MethodSuite:
             _need(bool(torch.isfinite(loss)), f"loss() of {stage!r} is {loss.item()}")
             _need(loss.requires_grad, f"loss() of {stage!r} has no gradient: something detaches it")
             for name, part in parts.items():
-                _need(isinstance(part, Tensor) and part.ndim == 0 and not part.requires_grad,
-                      f"part {name!r} of the loss of {stage!r} is not a detached scalar tensor")
+                _need(
+                    isinstance(part, Tensor) and part.ndim == 0 and not part.requires_grad,
+                    f"part {name!r} of the loss of {stage!r} is not a detached scalar tensor",
+                )
 
     def check_loss_is_pure(self) -> None:
         for stage in self.stages():
@@ -379,8 +414,11 @@ class _MethodSuite:
             for stage in stages:
                 batch = {name: x for name, x in self.batch().items() if name != missing.name}
                 loss, _ = self.loss(self.method, stage, batch)
-                _need(bool(torch.isfinite(loss)), f"loss() of {stage!r} is {loss.item()} for rows without "
-                      f"{missing.name}: mend it, or set needs_full_rows in the card")
+                _need(
+                    bool(torch.isfinite(loss)),
+                    f"loss() of {stage!r} is {loss.item()} for rows without "
+                    f"{missing.name}: mend it, or set needs_full_rows in the card",
+                )
 
     def check_gradients(self) -> None:
         self.stages()
@@ -394,8 +432,10 @@ class _MethodSuite:
         _, _, curves = self.trained
         for stage, (start, end) in curves.items():
             if not end < start:
-                raise Skip(f"warning: {UPDATES} updates on one batch moved the loss of {stage!r} from {start:.4g} to "
-                           f"{end:.4g}: is its sign right, and is the learning rate?")
+                raise Skip(
+                    f"warning: {UPDATES} updates on one batch moved the loss of {stage!r} from {start:.4g} to "
+                    f"{end:.4g}: is its sign right, and is the learning rate?"
+                )
         return ", ".join(f"{stage}: {start:.4g} to {end:.4g}" for stage, (start, end) in curves.items())
 
     def check_state(self) -> None:
@@ -405,9 +445,11 @@ class _MethodSuite:
         fresh = self.make(seed=1)
         fresh.load_state_dict(state)
         for cell in self.one_per_task():
-            _need(_equal(self.sample(trained, cell, BLOCK), self.sample(fresh, cell, BLOCK)),
-                  f"sample() for {cell} differs after saving and loading the state: something it needs is no parameter "
-                  "and no buffer")
+            _need(
+                _equal(self.sample(trained, cell, BLOCK), self.sample(fresh, cell, BLOCK)),
+                f"sample() for {cell} differs after saving and loading the state: something it needs is no parameter "
+                "and no buffer",
+            )
 
     # What the checks share.
 
@@ -482,6 +524,7 @@ class _MethodSuite:
 
 # ------------------------------------------------------------------------------------------ datasets
 
+
 class _DatasetSuite:
     """A dataset at its smallest preset, on the first rows of each split."""
 
@@ -514,11 +557,15 @@ class _DatasetSuite:
             for field, entry in recipe.items():
                 where = f"recipe[{part!r}][{field!r}]"
                 pair = isinstance(entry, tuple | list) and len(entry) == 2
-                _need(pair and isinstance(entry[1], str) and bool(entry[1].strip()),
-                      f"{where} = {entry!r}: write (value, \"where it comes from\")")
+                _need(
+                    pair and isinstance(entry[1], str) and bool(entry[1].strip()),
+                    f'{where} = {entry!r}: write (value, "where it comes from")',
+                )
                 _need(_is_a(entry[0], kinds.get(field, "")), f"{where} = {entry[0]!r} is no {kinds.get(field)}")
-                _need(part == "shared" or field in BUDGET_FIELDS,
-                      f'{where}: presets differ in sizes, steps, counts and precision only: move it to "shared"')
+                _need(
+                    part == "shared" or field in BUDGET_FIELDS,
+                    f'{where}: presets differ in sizes, steps, counts and precision only: move it to "shared"',
+                )
         for preset in presets:
             resolve(self.card, None, preset)
         return f"presets {', '.join(presets)}"
@@ -554,10 +601,12 @@ class _DatasetSuite:
             size = min(64, self.data.count(split))
             whole = self.rows(split, torch.arange(size))
             backwards = torch.arange(size - 1, -1, -1)
-            for at, fault in ((backwards, "with the order in which rows are asked for"),
-                              (torch.zeros(3, dtype=torch.int64), "when it is asked for several times at once"),
-                              (torch.tensor([size - 1]), "with the rows that are asked for beside it"),
-                              (torch.arange(size), "when it is asked for again")):
+            for at, fault in (
+                (backwards, "with the order in which rows are asked for"),
+                (torch.zeros(3, dtype=torch.int64), "when it is asked for several times at once"),
+                (torch.tensor([size - 1]), "with the rows that are asked for beside it"),
+                (torch.arange(size), "when it is asked for again"),
+            ):
                 _need(_equal(_picked(whole, at), self.rows(split, at)), f"a row of {split!r} changes {fault}")
 
     def check_seed_free(self) -> None:
@@ -567,9 +616,11 @@ class _DatasetSuite:
                 again = self.make()
                 for split in self.SPLITS:
                     at = torch.arange(min(64, self.data.count(split)))
-                    _need(_equal(self.rows(split, at), self.rows(split, at, again)),
-                          f"rows of {split!r} differ in a dataset made anew: make them a function of the index, with "
-                          "Draws or a generator of their own, seeded by the dataset's name")
+                    _need(
+                        _equal(self.rows(split, at), self.rows(split, at, again)),
+                        f"rows of {split!r} differ in a dataset made anew: make them a function of the index, with "
+                        "Draws or a generator of their own, seeded by the dataset's name",
+                    )
 
     def check_splits(self) -> None:
         seen: dict[bytes, str] = {}
@@ -582,7 +633,7 @@ class _DatasetSuite:
 
     def check_cells(self) -> None:
         for task in TASKS:
-            for cell in cells_of(self.name, self.card.modalities, task):
+            for cell in cells_of(registry.stem(self.name), self.card.modalities, task):
                 rows, most = self.data.rows_of(cell), self.data.count("test")
                 _need(isinstance(rows, int) and rows > 0, f"rows_of({cell}) = {rows!r}: a cell needs rows")
                 _need(not cell.given or rows <= most, f"rows_of({cell}) = {rows}, and the test split has {most} rows")
@@ -594,8 +645,11 @@ class _DatasetSuite:
                 continue
             x = (rows[modality.name].double() - modality.center) / modality.scale
             mean, spread = x.mean().item(), x.std().item()
-            _need(0.3 <= spread <= 3 and abs(mean) <= 2, f"standardised {modality.name} has mean {mean:.3g} and "
-                  f"standard deviation {spread:.3g}, not about 0 and 1: mend the modality's center and scale")
+            _need(
+                0.3 <= spread <= 3 and abs(mean) <= 2,
+                f"standardised {modality.name} has mean {mean:.3g} and "
+                f"standard deviation {spread:.3g}, not about 0 and 1: mend the modality's center and scale",
+            )
 
     def make(self) -> Any:
         with self.watch.calling("building it"):
@@ -610,6 +664,7 @@ class _DatasetSuite:
 
 # ------------------------------------------------------------------------------------------ metrics
 
+
 @dataclass(frozen=True)
 class _Rows:
     """What a cell compares: held-out rows, and generated ones of a perfect sampler and of shuffled pairs."""
@@ -622,8 +677,10 @@ class _Rows:
     def mixed(self) -> Batch:
         """Half of the rows perfect, by lot: a score whose standard error is not zero."""
         lot = Draws("conform", "mixed", rows=METRIC_ROWS).uniform("row") < 0.5
-        return {name: torch.where(lot.view(-1, *[1] * (x.ndim - 1)), x, self.shuffled[name])
-                for name, x in self.perfect.items()}
+        return {
+            name: torch.where(lot.view(-1, *[1] * (x.ndim - 1)), x, self.shuffled[name])
+            for name, x in self.perfect.items()
+        }
 
 
 class _MetricSuite:
@@ -631,7 +688,7 @@ class _MetricSuite:
 
     def __init__(self, name: str, card: MetricCard, dataset: str, watch: _Watch) -> None:
         self.name, self.card, self.dataset, self.watch = name, card, dataset, watch
-        self.formulas: dict[tuple[str, Cell], float | None] = {}
+        self.formulas: dict[tuple[Callable[..., Any], Cell], float | None] = {}
         self.first = [("card is complete", self.check_card), ("applies to its tasks", self.check_applies)]
         self.rest = [
             ("scores are finite", self.check_scores),
@@ -659,18 +716,17 @@ class _MetricSuite:
         with self.watch.calling("importing it"):
             self.metric: Any = registry.load("metric", self.name)
         self.repeats = getattr(self.metric, "draws_per_row", 1)
-        reasons, self.rows = [], []
+        refused, self.rows = [], []
         for cell in self.candidates(data_card):
             try:
                 self.make(cell)
             except Inapplicable as reason:
-                reasons.append(f"{cell.task}: {reason}")
+                refused.append(f"{cell}: {reason}")
                 continue
             self.rows.append(self.factor_rows(cell) if "criteria" in self.card.tasks else self.sanity_rows(cell))
-        if not self.rows:
-            raise Fault(f"no cell of {self.dataset} has this number ({'; '.join(reasons)})")
-        missing = {*self.card.tasks} - {"criteria"} - {rows.cell.task for rows in self.rows}
-        _need(not missing, f"the card lists {', '.join(sorted(missing))}, but: {'; '.join(reasons)}")
+        if refused and ("criteria" not in self.card.tasks or not self.rows):
+            hint = "leave the task out of the card" if self.rows else "try it on another dataset"
+            raise Fault(f"{'; '.join(refused)}: {hint}")
         return f"{len(self.rows)} cells"
 
     def candidates(self, data_card: DatasetCard) -> Iterator[Cell]:
@@ -680,7 +736,7 @@ class _MetricSuite:
             yield from (next(iter(known.values())), list(known.values())[-1])
         for task in self.card.tasks:
             if task != "criteria":
-                yield next(cells_of(self.dataset, data_card.modalities, task))
+                yield next(cells_of(registry.stem(self.dataset), data_card.modalities, task))
 
     def sanity_rows(self, cell: Cell) -> _Rows:
         real = self.data.rows("test", torch.arange(METRIC_ROWS))
@@ -734,8 +790,13 @@ class _MetricSuite:
         for rows in self.rows:
             whole = self.score(rows.cell, rows.real, rows.mixed())
             for block in (100, BLOCK):
-                self.same(whole, self.score(rows.cell, rows.real, rows.mixed(), block), 1e-9, rows.cell,
-                          f"fed in blocks of {block} rows instead of one")
+                self.same(
+                    whole,
+                    self.score(rows.cell, rows.real, rows.mixed(), block),
+                    1e-9,
+                    rows.cell,
+                    f"fed in blocks of {block} rows instead of one",
+                )
 
     def check_order(self) -> None:
         order = torch.randperm(METRIC_ROWS, generator=torch.Generator().manual_seed(0))
@@ -768,8 +829,10 @@ class _MetricSuite:
                     score = self.score(rows.cell, _picked(rows.real, few), _picked(rows.mixed(), few))
                 except (UserError, ValueError):
                     continue
-                raise Fault(f"{rows.cell}: {size} rows give the score {score.value}: raise UserError below min_rows = "
-                            f"{self.card.min_rows}")
+                raise Fault(
+                    f"{rows.cell}: {size} rows give the score {score.value}: raise UserError below min_rows = "
+                    f"{self.card.min_rows}"
+                )
 
     def check_stderr(self) -> str:
         ratios = []
@@ -782,8 +845,11 @@ class _MetricSuite:
                 continue
             spread = float(np.std([score.value for score in scores], ddof=1))
             ratio = (sum(errors) / len(errors)) / spread if spread else 1.0
-            _need(0.25 <= ratio <= 4, f"{rows.cell}: the standard error is {ratio:.2g} times the spread of the scores "
-                  f"of {len(pieces)} sets of {size} rows")
+            _need(
+                0.25 <= ratio <= 4,
+                f"{rows.cell}: the standard error is {ratio:.2g} times the spread of the scores "
+                f"of {len(pieces)} sets of {size} rows",
+            )
             ratios.append(ratio)
         if not ratios:
             raise Skip("it states no standard error, so the spread over seeds is the error bar")
@@ -800,17 +866,20 @@ class _MetricSuite:
                 found = self.score(rows.cell, rows.real, generated)
                 # Where a metric states no error, one measurement at its floor varies by a tenth.
                 allowed = 0.25 * abs(expected) if found.stderr is None else 4 * found.stderr
-                _need(abs(found.value - expected) <= allowed + 1e-9,
-                      f"{rows.cell}: {formula}() says {expected:.4g}, and its sanity rows score {found.value:.4g}")
+                _need(
+                    abs(found.value - expected) <= allowed + 1e-9,
+                    f"{rows.cell}: {formula}() says {expected:.4g}, and its sanity rows score {found.value:.4g}",
+                )
         if not stated:
             raise Skip("it states neither a chance value nor a ceiling here")
 
     def expected(self, formula: str, cell: Cell) -> float | None:
-        """The value of chance() or ceiling(); a few of them take a second."""
-        if (formula, cell) not in self.formulas:
+        """The value of chance() or ceiling(), worked out once: some take a second, and both may be one function."""
+        call = getattr(self.metric, formula)
+        if (call, cell) not in self.formulas:
             with self.watch.calling(f"{formula}() for {cell}"):
-                self.formulas[formula, cell] = getattr(self.metric, formula)(cell, self.data)
-        return self.formulas[formula, cell]
+                self.formulas[call, cell] = call(cell, self.data)
+        return self.formulas[call, cell]
 
     def make(self, cell: Cell) -> Any:
         with self.watch.calling(f"making it for {cell}"):

@@ -49,8 +49,9 @@ def known_factors(data: Any, dataset: str) -> list[str]:
     return list(data.means)
 
 
-def evaluate_criteria(method: Any, data: Any, device: str, seed: int,
-                      dataset: str = "gaussian_mixture") -> Iterator[tuple[Cell, str, Score | str]]:
+def evaluate_criteria(
+    method: Any, data: Any, device: str, seed: int, dataset: str = "gaussian_mixture"
+) -> Iterator[tuple[Cell, str, Score | str]]:
     """Yields every (cell, metric name, score), or the reason why a cell has none, in the order of `criteria_cells`.
 
     method: offers `infer(given, draws)` and `sample_prior(rows, draws)`, latents (rows, size), and
@@ -95,8 +96,9 @@ def _residual(method: Any, data: Any, device: str, seed: int, cell: Cell, rows: 
     return metric.compute()
 
 
-def _probe(method: Any, data: Any, device: str, seed: int, names: Sequence[str],
-           rows: int) -> dict[tuple[str, ...], str | tuple[Truth, dict[str, Truth]]]:
+def _probe(
+    method: Any, data: Any, device: str, seed: int, names: Sequence[str], rows: int
+) -> dict[tuple[str, ...], str | tuple[Truth, dict[str, Truth]]]:
     """Per subset: the test rows' factors and each probe's predictions of them, or why there are none."""
     subsets = [given for size in range(1, len(names) + 1) for given in combinations(names, size)]
     if not hasattr(method, "infer"):
@@ -148,8 +150,10 @@ def fit_probes(latents: Tensor, truth: Truth, test_latents: Tensor, seed: int) -
     residuals = targets - latents @ weights
     curved = linear + network(latents.float(), residuals.float(), sizes, test_latents.float(), seed).double()
     predictions = {"probe_linear": linear * spread + mean, "probe_mlp": curved * spread + mean}
-    return [{probe: dict(zip(truth, values[subset].split(sizes, 1), strict=True))
-             for probe, values in predictions.items()} for subset in range(len(latents))]
+    return [
+        {probe: dict(zip(truth, values[subset].split(sizes, 1), strict=True)) for probe, values in predictions.items()}
+        for subset in range(len(latents))
+    ]
 
 
 def ridge(inputs: Tensor, targets: Tensor, penalty: float = 1e-6) -> Tensor:

@@ -23,8 +23,11 @@ from benchmark.config import PRESETS
 
 PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 # What an installation is without each extra; an extra that is not named here blocks what its name says.
-BLOCKS = {"plots": "the pictures of bench sample", "image-text-audio": "every cell of image_text_audio",
-          "dev": "make test and make check"}
+BLOCKS = {
+    "plots": "the pictures of bench sample",
+    "image-text-audio": "every cell of image_text_audio",
+    "dev": "make test and make check",
+}
 LEAST_FREE = 2**30  # bytes: a run of the paper preset keeps a few hundred MB
 SLOW_BFLOAT16 = 1.5  # times a float32 product from which bfloat16 costs more than it saves
 
@@ -41,7 +44,16 @@ class Finding:
 def findings(runs: Path) -> Iterator[Finding]:
     """Look at everything in turn; `runs` is the folder of local results. A check that fails is a finding itself."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _torch, _packages, _plug_ins, _extras, _java, _results, lambda: _runs(runs), _git)
+        _python,
+        _torch,
+        _packages,
+        _plug_ins,
+        _extras,
+        _java,
+        _results,
+        lambda: _runs(runs),
+        _git,
+    )
     for check in checks:
         try:
             yield from check()
@@ -65,8 +77,11 @@ def _torch() -> Iterator[Finding]:
     if gpus:
         yield Finding("ok", f"GPU: {', '.join(gpus)}")
     elif any(Path("/dev").glob("nvidia[0-9]*")):
-        yield Finding("problem", f"a GPU is here, and torch ({built}) does not see it; the default preset is gpu all "
-                      "the same", "name a --preset, or install torch as https://pytorch.org/get-started/locally says")
+        yield Finding(
+            "problem",
+            f"a GPU is here, and torch ({built}) does not see it; the default preset is gpu all the same",
+            "name a --preset, or install torch as https://pytorch.org/get-started/locally says",
+        )
     else:
         yield Finding("missing", "GPU; the presets gpu and paper take hours to days: cpu and smoke are made for this")
     yield _bfloat16("cuda" if gpus else "cpu")
@@ -99,8 +114,11 @@ def _packages() -> Iterator[Finding]:
         place = _place(name)
         if place != registry.ROOT / name:
             foreign = True
-            yield Finding("problem", f"the package {name!r} that Python finds is {place}, not {registry.ROOT / name}",
-                          "install muni-bench in an environment of its own: python3.11 -m venv .venv")
+            yield Finding(
+                "problem",
+                f"the package {name!r} that Python finds is {place}, not {registry.ROOT / name}",
+                "install muni-bench in an environment of its own: python3.11 -m venv .venv",
+            )
     if not foreign:
         yield Finding("ok", f"packages {', '.join(PACKAGES)}: from {registry.ROOT}")
 
@@ -168,8 +186,11 @@ def _java() -> Iterator[Finding]:
     if shutil.which("java"):
         yield Finding("ok", "java")
     else:
-        yield Finding("missing", "java; blocks the caption metrics, whose tokenizer (pycocoevalcap) is a Java program",
-                      "sudo apt-get install default-jre-headless")
+        yield Finding(
+            "missing",
+            "java; blocks the caption metrics, whose tokenizer (pycocoevalcap) is a Java program",
+            "sudo apt-get install default-jre-headless",
+        )
 
 
 def _results() -> Iterator[Finding]:
@@ -184,8 +205,11 @@ def _results() -> Iterator[Finding]:
         if path.exists():
             yield Finding("ok", f"reference rows of preset {preset}: {len(records.read(path))}")
         else:
-            yield Finding("missing", f"reference rows of preset {preset}; blocks bench check {option}",
-                          f"bench reproduce table5 {option} && bench bless {option} --reason 'first rows'")
+            yield Finding(
+                "missing",
+                f"reference rows of preset {preset}; blocks bench check {option}",
+                f"bench reproduce table5 {option} && bench bless {option} --reason 'first rows'",
+            )
 
 
 def _runs(runs: Path) -> Iterator[Finding]:
@@ -199,8 +223,11 @@ def _runs(runs: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(place).free
     enough = free >= LEAST_FREE
-    yield Finding("ok" if enough else "problem", f"{runs.absolute()} can be written, {free / 2**30:.1f} GiB free",
-                  "" if enough else "free space, or name another folder with --runs")
+    yield Finding(
+        "ok" if enough else "problem",
+        f"{runs.absolute()} can be written, {free / 2**30:.1f} GiB free",
+        "" if enough else "free space, or name another folder with --runs",
+    )
     if (runs / "results.csv").exists():
         yield Finding("ok", f"your rows: {len(records.read(runs / 'results.csv'))} in {runs / 'results.csv'}")
 
@@ -210,8 +237,11 @@ def _git() -> Iterator[Finding]:
 
     found = commit()
     if not found:
-        yield Finding("missing", f"git commit of {registry.ROOT}; blocks bench bless, and rows will not name their code",
-                      "work in a git checkout")
+        yield Finding(
+            "missing",
+            f"git commit of {registry.ROOT}; blocks bench bless, and rows will not name their code",
+            "work in a git checkout",
+        )
         return
     changed = ", with uncommitted changes: bench bless refuses them" if compare.tree_is_dirty(registry.ROOT) else ""
     yield Finding("ok", f"git commit {found.rstrip('+')}{changed}")

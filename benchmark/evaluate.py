@@ -40,8 +40,16 @@ def metrics_of(cell: Cell, names: list[str], data: Dataset) -> tuple[dict[str, A
     return ready, refused
 
 
-def evaluate_cell(method: Any, data: Dataset, cell: Cell, names: list[str], config: Config, seed: int,
-                  device: str, batch_rows: int = BATCH_ROWS) -> Iterator[Result]:
+def evaluate_cell(
+    method: Any,
+    data: Dataset,
+    cell: Cell,
+    names: list[str],
+    config: Config,
+    seed: int,
+    device: str,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[Result]:
     """Scores of one cell. Row r of the cell is test row r where the cell gives modalities.
 
     Raises ValueError for generated rows that are missing, misshapen or not finite.

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmark import registry
 from benchmark.api import Cell
 from benchmark.runner import build, prepare
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
 from benchmark.train import Trainer, autocast
-from benchmark import registry
 
 ROUNDS, STEPS = 9, 8  # medians over rounds of this many steps each
 
@@ -35,12 +35,15 @@ def profile_method(name: str, dataset: str, preset: str, overrides: Sequence[str
         run = prepare(job_of(name, dataset, preset, 0, []), Path(folder), overrides)
         data = registry.load("dataset", dataset)(run.config, device)
         method, average = build(run, data, device), build(run, data, device)
-        yield (f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
-               f"{run.config.precision}, {run.config.batch_rows} rows per update")
+        yield (
+            f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
+            f"{run.config.precision}, {run.config.batch_rows} rows per update"
+        )
         if run.method_card.stages:
             run.directory.mkdir(parents=True)
-            trainer = Trainer(method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id,
-                              device)
+            trainer = Trainer(
+                method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id, device
+            )
             yield from _training(trainer, device)
         yield from _sampling(average, data, run.config, device)
 
@@ -61,8 +64,10 @@ def _training(trainer: Trainer, device: str) -> Iterator[str]:
             return trainer.model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
 
     both, once = _alternate(lambda: forward().backward(), forward, device)
-    yield (f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
-           f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average")
+    yield (
+        f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
+        f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average"
+    )
 
 
 def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]:
@@ -77,11 +82,13 @@ def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]
         sample()
     floor = _floor(products, config, device, backward=False)
     spent, alone = _alternate(sample, floor, device, steps=1)
-    yield (f"sampling       {1e3 * spent:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {spent / alone:.2f}   "
-           f"({rows} rows of all modalities from nothing)")
+    yield (
+        f"sampling       {1e3 * spent:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {spent / alone:.2f}   "
+        f"({rows} rows of all modalities from nothing)"
+    )
 
 
-class _record_products:  # noqa: N801 - used as a context manager
+class _record_products:
     """Collects the shapes of every stacked product that a model's linear layers do."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,8 +111,10 @@ class _record_products:  # noqa: N801 - used as a context manager
 def _floor(products: list[Product], config: Any, device: str, backward: bool) -> Callable[[], None]:
     """The recorded products alone, and with `backward` the two products of each one's gradients."""
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    made = [(torch.randn(x, device=device, dtype=dtype), torch.randn(w, device=device, dtype=dtype), deep)
-            for x, w, deep in products]
+    made = [
+        (torch.randn(x, device=device, dtype=dtype), torch.randn(w, device=device, dtype=dtype), deep)
+        for x, w, deep in products
+    ]
 
     def run() -> None:
         with torch.no_grad():
@@ -119,8 +128,9 @@ def _floor(products: list[Product], config: Any, device: str, backward: bool) ->
     return run
 
 
-def _alternate(first: Callable[[], object], second: Callable[[], object], device: str,
-               steps: int = STEPS) -> tuple[float, float]:
+def _alternate(
+    first: Callable[[], object], second: Callable[[], object], device: str, steps: int = STEPS
+) -> tuple[float, float]:
     """Median seconds of each, measured in turns after a warm-up of both."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(ROUNDS + 1):

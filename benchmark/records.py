@@ -104,15 +104,17 @@ def append(path: Path, records: Iterable[Record]) -> None:
             try:
                 os.ftruncate(descriptor, end)
                 while content:  # one write; a second one only where the disk took a part
-                    content = content[os.write(descriptor, content):]
+                    content = content[os.write(descriptor, content) :]
                 os.fsync(descriptor)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, end)
                 raise
     except OSError as error:
-        raise UserError(f"cannot append results to {path} ({error.strerror or error}): its rows are as they were; "
-                        "free space or permit writing, and run the same command again") from error
+        raise UserError(
+            f"cannot append results to {path} ({error.strerror or error}): its rows are as they were; "
+            "free space or permit writing, and run the same command again"
+        ) from error
 
 
 def read(path: Path, must_exist: bool = False) -> list[Record]:
@@ -127,8 +129,9 @@ def read(path: Path, must_exist: bool = False) -> list[Record]:
             raise UserError(f"no results at {path}: `bench run` writes them") from error
         return []
     except OSError as error:
-        raise UserError(f"cannot read results from {path} ({error.strerror}): permit reading or name another file"
-                        ) from error
+        raise UserError(
+            f"cannot read results from {path} ({error.strerror}): permit reading or name another file"
+        ) from error
     header, *lines = content[: content.rfind(b"\n") + 1].split(b"\n")
     if lines or not _HEADER.startswith(content):
         _check_header(header if lines else content, path)
@@ -145,14 +148,16 @@ def frame_of(records: Iterable[Record]) -> DataFrame:
     import pandas
 
     rows = list(zip(*(vars(record).values() for record in records), strict=True)) or [()] * len(COLUMNS)
-    return pandas.DataFrame({column: pandas.Series(values, dtype=_dtype(column))
-                             for column, values in zip(COLUMNS, rows, strict=True)})
+    return pandas.DataFrame(
+        {column: pandas.Series(values, dtype=_dtype(column)) for column, values in zip(COLUMNS, rows, strict=True)}
+    )
 
 
 def records_of(frame: DataFrame) -> list[Record]:
     """The inverse of `frame_of`; further columns are left out."""
-    return [_record(dict(zip(COLUMNS, row, strict=True)))
-            for row in frame[list(COLUMNS)].itertuples(index=False, name=None)]
+    return [
+        _record(dict(zip(COLUMNS, row, strict=True))) for row in frame[list(COLUMNS)].itertuples(index=False, name=None)
+    ]
 
 
 def latest(frame: DataFrame) -> DataFrame:
@@ -179,8 +184,9 @@ def write_sorted(path: Path, frame: DataFrame) -> None:
     try:
         write_atomic(path, _HEADER + "".join(map(_line, records)).encode())
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
-                        ) from error
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -228,14 +234,15 @@ def _check_header(line: bytes, path: Path) -> None:
     missing = [column for column in COLUMNS if column not in found]
     foreign = [column[:40] for column in found if column not in COLUMNS]
     faults = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(foreign)}"] * bool(foreign)
-    raise UserError(f"{path} is no result file: its header has {'; '.join(faults) or 'the columns in another order'}; "
-                    "rename the file (a new one is begun) or mend its first line")
+    raise UserError(
+        f"{path} is no result file: its header has {'; '.join(faults) or 'the columns in another order'}; "
+        "rename the file (a new one is begun) or mend its first line"
+    )
 
 
 def _line(record: Record) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(
-        _text(column, value) for column, value in vars(record).items())
+    csv.writer(line, lineterminator="\n").writerow(_text(column, value) for column, value in vars(record).items())
     return line.getvalue()
 
 

@@ -82,11 +82,11 @@ def read_card(path: Path) -> Card:
 
 
 def _evaluate(path: Path, node: ast.expr) -> Card:
-    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
-    if name not in _CARDS or node.args:
+    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if not isinstance(node, ast.Call) or name not in _CARDS or node.args:
         raise UserError(f"{path}:{node.lineno}: write CARD = MethodCard(key=value, ...) with literal values")
     try:
-        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except ValueError:
         raise UserError(f"{path}:{node.lineno}: CARD must hold literals only: it is read without running") from None
     try:
@@ -102,6 +102,7 @@ def load(kind: str, name: str) -> type:
     if name.endswith(".py"):
         module_name = f"bench_plugin_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
         specification = importlib.util.spec_from_file_location(module_name, path)
+        assert specification is not None and specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules[module_name] = module
         specification.loader.exec_module(module)

@@ -69,8 +69,12 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     method_card: MethodCard = registry.card("method", job.method)
     dataset_card: DatasetCard = registry.card("dataset", job.dataset)
     config = resolve(dataset_card, method_card, job.preset, overrides).config
-    code = digest([registry.sources(registry.locate("method", job.method)),
-                   registry.sources(registry.locate("dataset", job.dataset))])
+    code = digest(
+        [
+            registry.sources(registry.locate("method", job.method)),
+            registry.sources(registry.locate("dataset", job.dataset)),
+        ]
+    )
     name, data = registry.stem(job.method), registry.stem(job.dataset)
     run_id = digest([asdict(config), name, data, job.seed, method_card.version, dataset_card.version, code])
     directory = runs / job.preset / data / name / f"seed{job.seed}-{run_id}"
@@ -83,8 +87,9 @@ def missing(run: Run) -> list[tuple[Cell, str]]:
     return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done]
 
 
-def execute(runs: Iterable[Run], device: str, report: Report, max_seconds: float | None = None,
-            fresh: bool = False) -> Outcome:
+def execute(
+    runs: Iterable[Run], device: str, report: Report, max_seconds: float | None = None, fresh: bool = False
+) -> Outcome:
     """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
 
     Raises Stopped when interrupted or out of time; UserError for what only the user can mend.
@@ -120,6 +125,20 @@ def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
     return method, data, progress
 
 
+def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progress | None]:
+    """Train a run to the end of its budget and score nothing: the method, its dataset and the progress."""
+    with _alone_in(run.directory), _stop_on_signal() as stopped:
+        _describe(run, device)
+        data = registry.load("dataset", run.job.dataset)(run.config, device)
+        method, progress = _train(run, data, device, report, stopped, None)
+    return method, data, progress
+
+
+def machine(device: str) -> dict[str, str]:
+    """What a result says of where it was computed."""
+    return {"commit": commit(), "torch": torch.__version__, "device": device_name(device)}
+
+
 def build(run: Run, data: Any, device: str) -> Any:
     """A method with weights that are a function of the seed, told of the data where it asks to be."""
     with seeded("init", run.job.seed):
@@ -129,8 +148,14 @@ def build(run: Run, data: Any, device: str) -> Any:
     return method.to(device) if hasattr(method, "to") else method
 
 
-def _execute_one(run: Run, todo: Sequence[tuple[Cell, str]], device: str, report: Report,
-                 stopped: Callable[[], bool], deadline: float | None) -> None:
+def _execute_one(
+    run: Run,
+    todo: Sequence[tuple[Cell, str]],
+    device: str,
+    report: Report,
+    stopped: Callable[[], bool],
+    deadline: float | None,
+) -> None:
     supported, refused = _split(run, todo)
     _append(run, device, refused)
     if not supported:
@@ -159,15 +184,17 @@ def _execute_one(run: Run, todo: Sequence[tuple[Cell, str]], device: str, report
     report(what, total, total, "done")
 
 
-def _train(run: Run, data: Any, device: str, report: Report, stopped: Callable[[], bool],
-           deadline: float | None) -> tuple[Any, Progress | None]:
+def _train(
+    run: Run, data: Any, device: str, report: Report, stopped: Callable[[], bool], deadline: float | None
+) -> tuple[Any, Progress | None]:
     """The method ready for evaluation, trained to the end of its budget. Raises Stopped before that end."""
     method = build(run, data, device)
     if not run.method_card.stages:
         return method, None
     average = build(run, data, device)
-    trainer = Trainer(method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory,
-                      run.run_id, device)
+    trainer = Trainer(
+        method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.run_id, device
+    )
     if not trainer.progress.done:
         what = f"{registry.stem(run.job.method)} seed {run.job.seed}: training"
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -193,15 +220,22 @@ def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:
 
 
 def _criterion(cell: Cell, metric: str, found: Score | str) -> Result:
-    return Result(cell, metric, None, f"n/a: {found}", None) if isinstance(found, str) else Result(
-        cell, metric, found, None, None)
+    return (
+        Result(cell, metric, None, f"n/a: {found}", None)
+        if isinstance(found, str)
+        else Result(cell, metric, found, None, None)
+    )
 
 
-def _append(run: Run, device: str, results: Sequence[Result], method: Any = None,
-            progress: Progress | None = None) -> None:
+def _append(
+    run: Run, device: str, results: Sequence[Result], method: Any = None, progress: Progress | None = None
+) -> None:
     parameters = sum(weight.numel() for weight in method.parameters()) if hasattr(method, "parameters") else None
-    measured = {"train_seconds": round(progress.seconds, 1) if progress else None,
-                "peak_memory_mb": round(_peak_memory_mb(device)), "parameters": parameters}
+    measured = {
+        "train_seconds": round(progress.seconds, 1) if progress else None,
+        "peak_memory_mb": round(_peak_memory_mb(device)),
+        "parameters": parameters,
+    }
     records.append(run.results, [_record(run, device, result, measured) for result in results])
 
 
@@ -212,24 +246,49 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
     keys = dict(zip(records.KEY, _key(run, result.cell, result.metric), strict=True))
     return Record(
         **keys,  # type: ignore[arg-type]
-        value=score.value if score else None, stderr=score.stderr if score else None, n=score.n if score else 0,
-        status=status, method_version=run.method_card.version, dataset_version=run.dataset_card.version,
-        metric_version=registry.card("metric", result.metric).version, protocol=run.config.protocol(),
-        precision=run.config.precision, run_id=run.run_id, sources=run.sources, commit=commit(),
-        torch=torch.__version__, device=device_name(device),
-        sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4), **measured)
+        value=score.value if score else None,
+        stderr=score.stderr if score else None,
+        n=score.n if score else 0,
+        status=status,
+        method_version=run.method_card.version,
+        dataset_version=run.dataset_card.version,
+        metric_version=registry.card("metric", result.metric).version,
+        protocol=run.config.protocol(),
+        precision=run.config.precision,
+        run_id=run.run_id,
+        sources=run.sources,
+        **machine(device),
+        sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4),
+        **measured,
+    )
 
 
 def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
-    return (run.job.preset, registry.stem(run.job.dataset), "+".join(cell.given), "+".join(cell.want),
-            registry.stem(run.job.method), registry.stem(metric), run.job.seed)
+    return (
+        run.job.preset,
+        registry.stem(run.job.dataset),
+        "+".join(cell.given),
+        "+".join(cell.want),
+        registry.stem(run.job.method),
+        registry.stem(metric),
+        run.job.seed,
+    )
 
 
 def _describe(run: Run, device: str) -> None:
     """config.json: what this run is, for a reader; the run id in the directory's name is its hash."""
-    facts = {"method": run.job.method, "dataset": run.job.dataset, "preset": run.job.preset, "seed": run.job.seed,
-             "run_id": run.run_id, "sources": run.sources, "device": device, "torch": torch.__version__,
-             "python": sys.version.split()[0], "config": asdict(run.config)}
+    facts = {
+        "method": run.job.method,
+        "dataset": run.job.dataset,
+        "preset": run.job.preset,
+        "seed": run.job.seed,
+        "run_id": run.run_id,
+        "sources": run.sources,
+        "device": device,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "config": asdict(run.config),
+    }
     write_atomic(run.directory / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
 
 
@@ -249,7 +308,9 @@ def _alone_in(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / _LOCK).open("a")
     except OSError as error:
-        raise UserError(f"{directory}: cannot write there ({error.strerror}): name another folder with --runs") from None
+        raise UserError(
+            f"{directory}: cannot write there ({error.strerror}): name another folder with --runs"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,14 +349,28 @@ def _peak_memory_mb(device: str) -> float:
 
 def commit() -> str:
     """The checkout's commit, with a + when it has changes; empty outside a checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-__all__ = ["Diverged", "Inapplicable", "Outcome", "Run", "Stopped", "build", "commit", "execute", "missing", "prepare",
-           "trained_method"]
+__all__ = [
+    "Diverged",
+    "Inapplicable",
+    "Outcome",
+    "Run",
+    "Stopped",
+    "build",
+    "commit",
+    "execute",
+    "missing",
+    "prepare",
+    "trained_method",
+]

@@ -27,8 +27,9 @@ class Draws:
     number of rows changes what a row gets; `first_row` is where these rows begin.
     """
 
-    def __init__(self, *purpose: object, rows: int, device: str | torch.device = "cpu", block: int = 256,
-                 first_row: int = 0) -> None:
+    def __init__(
+        self, *purpose: object, rows: int, device: str | torch.device = "cpu", block: int = 256, first_row: int = 0
+    ) -> None:
         if first_row % block:
             raise ValueError(f"first_row {first_row} is not a multiple of the block of {block} rows")
         self.rows, self.device = rows, torch.device(device)
@@ -47,7 +48,8 @@ class Draws:
     def integers(self, name: str, high: int, *shape: int) -> Tensor:
         """Uniform int64 in [0, high), (rows, *shape)."""
         return self._draw(
-            name, lambda n: torch.randint(high, (n, *shape), generator=self._generator, device=self.device))
+            name, lambda n: torch.randint(high, (n, *shape), generator=self._generator, device=self.device)
+        )
 
     def _draw(self, name, sample) -> Tensor:
         call = self._calls.get(name, 0)

@@ -8,6 +8,7 @@ model that lost modes leaves grey bare.
 from __future__ import annotations
 
 import io
+import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -63,10 +64,16 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, fold
     contents = {f"given.{name}": real[name] for name in cell.given}
     contents |= {f"generated.{name}": generated[name] for name in cell.want}
     contents |= {f"real.{name}": real[name] for name in cell.want}
-    facts = {"method": registry.stem(run.job.method), "preset": run.job.preset, "seed": str(run.job.seed),
-             "cell": str(cell), "run_id": run.run_id}
+    facts = {
+        "method": registry.stem(run.job.method),
+        "preset": run.job.preset,
+        "seed": run.job.seed,
+        "cell": str(cell),
+        "run_id": run.run_id,
+    }
     path = folder / f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}.safetensors"
-    _write(path, save({name: rows.cpu().contiguous() for name, rows in contents.items()}, metadata=facts))
+    described = {"run": json.dumps(facts)}  # one entry: safetensors writes several in an order of the moment
+    _write(path, save({name: rows.cpu().contiguous() for name, rows in contents.items()}, metadata=described))
     pairs = _shared(cell, data, real, generated)
     lines = [f"{rows} rows, {str(cell).partition(': ')[2]}: {path}"]
     if pairs:
@@ -87,8 +94,18 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, fold
 def train_command(run: Run) -> str:
     """The command that trains exactly this run."""
     plain = asdict(resolve(run.dataset_card, run.method_card, run.job.preset).config)
-    words = ["bench", "run", "--method", run.job.method, "--dataset", run.job.dataset, "--preset", run.job.preset,
-             "--seed", str(run.job.seed)]
+    words = [
+        "bench",
+        "run",
+        "--method",
+        run.job.method,
+        "--dataset",
+        run.job.dataset,
+        "--preset",
+        run.job.preset,
+        "--seed",
+        str(run.job.seed),
+    ]
     for name, value in asdict(run.config).items():
         if value != plain[name]:
             words += ["--set", f"{name}={value}"]
@@ -107,8 +124,10 @@ def _cell(run: Run, given: tuple[str, ...]) -> Cell:
         raise UserError(f"--given {'+'.join(given)}: nothing is left to generate: give fewer than {', '.join(names)}")
     cell = Cell(registry.stem(run.job.dataset), tuple(name for name in names if name in given), want)
     if cell.task in TASKS and cell.task not in run.method_card.tasks:
-        raise UserError(f"{run.method_card.label} does not support {cell.task} ({cell}): "
-                        f"it supports {', '.join(run.method_card.tasks)}")
+        raise UserError(
+            f"{run.method_card.label} does not support {cell.task} ({cell}): "
+            f"it supports {', '.join(run.method_card.tasks)}"
+        )
     return cell
 
 
@@ -120,7 +139,7 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
     for start in range(0, rows, BATCH_ROWS):
         count = min(BATCH_ROWS, rows - start)
         draws = Draws("sample", cell, run.job.seed, rows=count, first_row=start, device=device)
-        source = {name: real[name][start:start + count] for name in cell.given}
+        source = {name: real[name][start : start + count] for name in cell.given}
         with torch.no_grad(), autocast(run.config, device):
             parts.append(method.sample(source, cell.want, count, draws))
         check_rows(parts[-1], cell, shapes, count)
@@ -195,8 +214,12 @@ def draw(title: str, pairs: Sequence[Pair], views: Mapping[str, Sequence[View]])
     if pairs:
         bands.append(("Shared coordinates: on the diagonal is coherent", [partial(_draw_pair, pair) for pair in pairs]))
     for name, seen in views.items():
-        bands.append((f"{name}: main directions of the real rows (grey), generated rows (blue)",
-                      [partial(_draw_view, view) for view in seen]))
+        bands.append(
+            (
+                f"{name}: main directions of the real rows (grey), generated rows (blue)",
+                [partial(_draw_view, view) for view in seen],
+            )
+        )
     columns = min(4, max(len(panels) for _, panels in bands))
     heights = [math.ceil(len(panels) / columns) for _, panels in bands]
     inches = [0.7] + [2.8 * height + 0.35 for height in heights]
@@ -208,7 +231,7 @@ def draw(title: str, pairs: Sequence[Pair], views: Mapping[str, Sequence[View]])
     for band, (heading, panels), height in zip(below, bands, heights, strict=True):
         band.suptitle(heading, x=0.01, ha="left", fontsize=11, color=INK)
         axes = band.subplots(height, columns, squeeze=False).ravel()
-        for ax in axes[len(panels):]:
+        for ax in axes[len(panels) :]:
             ax.set_axis_off()
         for ax, paint in zip(axes, panels, strict=False):
             paint(ax)

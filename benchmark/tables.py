@@ -41,6 +41,7 @@ ONE_SEED = "One seed: ± is the standard error over rows, not over trainings"
 
 # ---------------------------------------------------------------------------------------------- the file
 
+
 @dataclass(frozen=True)
 class Job:
     """One training and what it is scored on: every metric on every cell, but for the pairs in `skip`."""
@@ -88,7 +89,8 @@ class Column:
         for name in (name for given, want in self.listed for name in given + want):
             if name not in modalities and not name.startswith("factor:"):
                 raise UserError(
-                    f"column {self.header!r}: {dataset} has no modality {name!r}{nearest(name, modalities)}")
+                    f"column {self.header!r}: {dataset} has no modality {name!r}{nearest(name, modalities)}"
+                )
         return tuple(Cell(dataset, given, want) for given, want in self.listed)
 
 
@@ -118,8 +120,13 @@ class Table:
         further = [name for name in dict.fromkeys(names) if name not in self.rows]
         return replace(self, methods=(*listed, *further), sanity=tuple(name for name in self.sanity if name in names))
 
-    def jobs(self, preset: str, modalities: Sequence[str], methods: Sequence[str] | None = None,
-             seeds: Sequence[int] | None = None) -> list[Job]:
+    def jobs(
+        self,
+        preset: str,
+        modalities: Sequence[str],
+        methods: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Job]:
         """One job per seed and row, seed by seed, so that an interrupted plan leaves whole tables of fewer seeds.
 
         `methods`, `seeds`: instead of the table's own; a method may be the path of a user's file.
@@ -128,8 +135,11 @@ class Table:
         if preset not in self.seeds:
             raise UserError(f"{self.id}: no seeds for preset {preset!r}{nearest(preset, self.seeds)}")
         asked = [(cell, column.metric) for column in self.columns for cell in column.cells(self.dataset, modalities)]
-        return [job_of(method, self.dataset, preset, seed, asked)
-                for seed in seeds or range(self.seeds[preset]) for method in methods or self.rows]
+        return [
+            job_of(method, self.dataset, preset, seed, asked)
+            for seed in seeds or range(self.seeds[preset])
+            for method in methods or self.rows
+        ]
 
     def missing(self, frame: pd.DataFrame, preset: str, modalities: Sequence[str]) -> list[Job]:
         """The jobs whose numbers `frame` lacks, cut to what is lacking. An error row is lacking: it is tried again."""
@@ -166,38 +176,56 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
             raise UserError(f"unknown table {str(source)!r}{nearest(str(source), known)}")
         path = RESULTS / "tables" / f"{source}.toml"
     raw = read_toml(path)
-    checked(raw, {"id": str, "title": str, "dataset": str, "methods": list, "sanity": list, "seeds": dict,
-                  "column": list}, path.name)
+    checked(
+        raw,
+        {"id": str, "title": str, "dataset": str, "methods": list, "sanity": list, "seeds": dict, "column": list},
+        path.name,
+    )
     for preset, count in raw["seeds"].items():
         if preset not in PRESETS:
             raise UserError(f"{path.name}: seeds: unknown preset {preset!r}{nearest(preset, PRESETS)}")
         if not isinstance(count, int) or count < 1:
             raise UserError(f"{path.name}: seeds: {preset} = {count!r}: write a whole number of at least 1")
-    columns = tuple(_column(entry, f"{path.name}: column {place}", metrics)
-                    for place, entry in enumerate(raw["column"], 1))
+    columns = tuple(
+        _column(entry, f"{path.name}: column {place}", metrics) for place, entry in enumerate(raw["column"], 1)
+    )
     headers = [column.header for column in columns]
     if twice := [header for header in headers if headers.count(header) > 1]:
         raise UserError(f"{path.name}: two columns have the header {twice[0]!r}: give each its own")
-    return Table(raw["id"], raw["title"], raw["dataset"], tuple(raw["methods"]), tuple(raw["sanity"]), raw["seeds"],
-                 columns)
+    return Table(
+        raw["id"], raw["title"], raw["dataset"], tuple(raw["methods"]), tuple(raw["sanity"]), raw["seeds"], columns
+    )
 
 
 def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Column:
-    checked(raw, {"header": str, "metric": str, "digits": int}, where,
-            {"task": str, "cells": list, "paper": dict, "block": str, "better": str})
+    checked(
+        raw,
+        {"header": str, "metric": str, "digits": int},
+        where,
+        {"task": str, "cells": list, "paper": dict, "block": str, "better": str},
+    )
     if ("task" in raw) == ("cells" in raw):
         raise UserError(f"{where}: write either task or cells")
     if "task" in raw:
         known_name(raw["task"], TASKS, "task", where)
     known_name(raw["metric"], metrics, "metric", where)
     known_name(raw.get("better", "lower"), ("higher", "lower", "neither"), "direction", f"{where}: better")
-    checked(raw.get("paper", {}), {}, f"{where}: paper",
-            dict.fromkeys(("table", "task", "given", "target", "metric"), str))
+    checked(
+        raw.get("paper", {}), {}, f"{where}: paper", dict.fromkeys(("table", "task", "given", "target", "metric"), str)
+    )
     for cell in raw.get("cells", []):
         checked(cell, {"given": list, "want": list}, f"{where}: cells")
     listed = tuple((tuple(cell["given"]), tuple(cell["want"])) for cell in raw.get("cells", []))
-    return Column(raw["header"], raw["metric"], raw["digits"], raw.get("task", ""), listed, raw.get("paper", {}),
-                  raw.get("block", ""), raw.get("better", ""))
+    return Column(
+        raw["header"],
+        raw["metric"],
+        raw["digits"],
+        raw.get("task", ""),
+        listed,
+        raw.get("paper", {}),
+        raw.get("block", ""),
+        raw.get("better", ""),
+    )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -210,8 +238,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
-def checked(raw: Mapping[str, Any], required: Mapping[str, type], where: str,
-            optional: Mapping[str, type] | None = None) -> None:
+def checked(
+    raw: Mapping[str, Any], required: Mapping[str, type], where: str, optional: Mapping[str, type] | None = None
+) -> None:
     """Raises UserError, naming file and key, unless `raw` has the required keys, no unknown one, and their types."""
     kinds = {**required, **(optional or {})}
     for key, value in raw.items():
@@ -232,6 +261,7 @@ def known_name(name: str, known: Collection[str], what: str, where: str) -> None
 
 # ---------------------------------------------------------------------------------------------- the numbers
 
+
 def load_paper(path: Path = RESULTS / "paper.csv") -> pd.DataFrame:
     """The paper's numbers as printed: table, method, task, given, target, metric, value, better."""
     import pandas as pd
@@ -239,8 +269,9 @@ def load_paper(path: Path = RESULTS / "paper.csv") -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, dtype={"given": str, "target": str})
 
 
-def column_rows(frame: pd.DataFrame, preset: str, wanted: Sequence[Cell], metric: str,
-                methods: Sequence[str]) -> list[dict[str, Any]]:
+def column_rows(
+    frame: pd.DataFrame, preset: str, wanted: Sequence[Cell], metric: str, methods: Sequence[str]
+) -> list[dict[str, Any]]:
     """The result rows of one column: one per method, cell and seed; an error row gives way to an answer.
 
     Raises UserError, naming both rows, where rows that are not comparable meet (see `guard`), and
@@ -255,8 +286,10 @@ def column_rows(frame: pd.DataFrame, preset: str, wanted: Sequence[Cell], metric
     for row in sorted(rows, key=lambda row: row["status"].startswith("error")):  # stable: answers come first
         first = found.setdefault(tuple(row[name] for name in KEY), row)
         if first is not row and not row["status"].startswith("error"):
-            raise UserError(f"{preset}: two rows for {_named(row)}, {row['given'] or 'nothing'} -> {row['want']}, "
-                            f"{metric} (runs {first['run_id']} and {row['run_id']}): leave one")
+            raise UserError(
+                f"{preset}: two rows for {_named(row)}, {row['given'] or 'nothing'} -> {row['want']}, "
+                f"{metric} (runs {first['run_id']} and {row['run_id']}): leave one"
+            )
     return sorted(found.values(), key=lambda row: tuple(row[name] for name in KEY))
 
 
@@ -267,8 +300,10 @@ def guard(rows: Sequence[Mapping[str, Any]], alike: Sequence[str] = ONE_PER_COLU
         for name, key in [(name, (name,)) for name in alike] + [("method_version", ("", row["method"]))]:
             first = firsts.setdefault(key, row)
             if first[name] != row[name]:
-                raise UserError(f"{row['metric']}: {name} {first[name]} ({_named(first)}) and {row[name]} "
-                                f"({_named(row)}) cannot share a column: run one of them again, or remove its rows")
+                raise UserError(
+                    f"{row['metric']}: {name} {first[name]} ({_named(first)}) and {row[name]} "
+                    f"({_named(row)}) cannot share a column: run one of them again, or remove its rows"
+                )
 
 
 def _named(row: Mapping[str, Any]) -> str:
@@ -324,8 +359,14 @@ def _summary(rows: Sequence[Mapping[str, Any]], cell_count: int, planned: int) -
     means, reason = seed_means(rows, cell_count)
     values = list(means.values())
     used = [row for row in rows if row["seed"] in means] or rows
-    entry: dict[str, Any] = {"value": _mean(values), "stderr": math.nan, "stderr_over": "", "seeds": _ranges(means),
-                             "status": "ok" if values else reason or "missing: not run", "note": ""}
+    entry: dict[str, Any] = {
+        "value": _mean(values),
+        "stderr": math.nan,
+        "stderr_over": "",
+        "seeds": _ranges(means),
+        "status": "ok" if values else reason or "missing: not run",
+        "note": "",
+    }
     if len(values) > 1:
         entry |= {"stderr": statistics.stdev(values) / math.sqrt(len(values)), "stderr_over": "seeds"}
     elif values and not any(math.isnan(row["stderr"]) for row in used):
@@ -372,6 +413,7 @@ def paper_values(paper: pd.DataFrame, column: Column) -> dict[str, float]:
 
 # ---------------------------------------------------------------------------------------------- the page
 
+
 @dataclass(frozen=True)
 class Entry:
     """One printed number: `text` without marks, the number itself, and footnote numbers."""
@@ -413,9 +455,17 @@ class Page:
     caption: tuple[str, ...]
 
 
-def render(summary: pd.DataFrame, table: Table, paper: pd.DataFrame, format: Format, *,
-           metrics: Mapping[str, MetricCard], methods: Mapping[str, MethodCard], notes: Sequence[str] = (),
-           color: bool = False) -> str:
+def render(
+    summary: pd.DataFrame,
+    table: Table,
+    paper: pd.DataFrame,
+    format: Format,
+    *,
+    metrics: Mapping[str, MetricCard],
+    methods: Mapping[str, MethodCard],
+    notes: Sequence[str] = (),
+    color: bool = False,
+) -> str:
     """The table as text, ending in a newline; a pure function of its arguments.
 
     At preset `paper` each column stands beside the paper's number and the difference (ours - paper);
@@ -423,8 +473,13 @@ def render(summary: pd.DataFrame, table: Table, paper: pd.DataFrame, format: For
     block of their own. `metrics`, `methods`: cards by name; `notes`: further caption lines; `color`:
     for a terminal. Raises UserError for an unknown format and a metric without a card.
     """
-    writers = {"term": lambda page: _term(page, color), "md": _markdown, "tex": _latex, "html": _html,
-               "csv": lambda page: _csv(page, table.id, str(summary["preset"].iloc[0]))}
+    writers = {
+        "term": lambda page: _term(page, color),
+        "md": _markdown,
+        "tex": _latex,
+        "html": _html,
+        "csv": lambda page: _csv(page, table.id, str(summary["preset"].iloc[0])),
+    }
     if format not in writers:
         raise UserError(f"unknown format {format!r}{nearest(format, FORMATS)}")
     for column in table.columns:
@@ -435,8 +490,14 @@ def render(summary: pd.DataFrame, table: Table, paper: pd.DataFrame, format: For
 class _Composer:
     """Turns a summary into a page, numbering the footnotes as they come up."""
 
-    def __init__(self, summary: pd.DataFrame, table: Table, paper: pd.DataFrame, metrics: Mapping[str, MetricCard],
-                 methods: Mapping[str, MethodCard]) -> None:
+    def __init__(
+        self,
+        summary: pd.DataFrame,
+        table: Table,
+        paper: pd.DataFrame,
+        metrics: Mapping[str, MetricCard],
+        methods: Mapping[str, MethodCard],
+    ) -> None:
         self.table, self.metrics, self.methods = table, metrics, methods
         self.summary = summary
         self.cells = {(row["method"], row["column"]): row for row in summary.to_dict("records")}
@@ -506,8 +567,10 @@ class _Composer:
         return {method for method, cell in found.items() if cell is top or tied(cell)}
 
     def ours(self, title: str, columns: Sequence[Column]) -> Block:
-        rows = (self.row(method, [self.entry(method, column) for column in columns], deviations=not columns[0].block)
-                for method in self.table.rows)
+        rows = (
+            self.row(method, [self.entry(method, column) for column in columns], deviations=not columns[0].block)
+            for method in self.table.rows
+        )
         return Block(title, tuple(map(self.header, columns)), tuple(rows))
 
     def beside_paper(self, columns: Sequence[Column]) -> Block:
@@ -532,14 +595,20 @@ class _Composer:
 
     def papers(self, columns: Sequence[Column]) -> Block:
         columns = [column for column in columns if column.paper]
-        rows = [self.row(method, (self.printed(method, column) for column in columns))
-                for method in self.table.methods if any(method in self.paper[column.header] for column in columns)]
+        rows = [
+            self.row(method, (self.printed(method, column) for column in columns))
+            for method in self.table.methods
+            if any(method in self.paper[column.header] for column in columns)
+        ]
         return Block("the paper's numbers, at its own scale", tuple(map(self.header, columns)), tuple(rows))
 
     def ratios(self) -> Block:
         """Values over the `chance` row's, for distances."""
-        chance = {column.header: self.cells["chance", column.header]["value"] for column in self.table.columns
-                  if "chance" in self.table.sanity and self.better(column) == "lower"}
+        chance = {
+            column.header: self.cells["chance", column.header]["value"]
+            for column in self.table.columns
+            if "chance" in self.table.sanity and self.better(column) == "lower"
+        }
         columns = [column for column in self.table.columns if chance.get(column.header, math.nan) > 0]
         rows = []
         for method in self.table.methods if columns else ():
@@ -554,10 +623,12 @@ class _Composer:
             versions = ", ".join(dict.fromkeys(cell["method_version"] for cell in cells if cell["method_version"]))
             seconds, parameters = (
                 next((cell[name] for cell in cells if not math.isnan(cell[name])), math.nan)
-                for name in ("train_seconds", "parameters"))
+                for name in ("train_seconds", "parameters")
+            )
             if versions:
-                rows.append(self.row(method, (
-                    Entry(versions), _quantity(parameters, "{:,.0f}"), _quantity(seconds, "{:.0f}"))))
+                rows.append(
+                    self.row(method, (Entry(versions), _quantity(parameters, "{:,.0f}"), _quantity(seconds, "{:.0f}")))
+                )
         return Block("cost", ("version", "parameters", "training, s"), tuple(rows))
 
     def caption(self) -> tuple[str, ...]:
@@ -567,10 +638,12 @@ class _Composer:
             return ", ".join(dict.fromkeys(text for text in used[name] if text)) or "none"
 
         versions = dict.fromkeys(f"{row['metric']} v{row['metric_version']}" for row in used.to_dict("records"))
-        lines = [f"Preset {self.preset}; seeds {values('seeds')}; {values('n')} rows per cell; "
-                 f"{self.table.dataset} v{values('dataset_version')}; {', '.join(versions) or 'no metric yet'}.",
-                 f"Protocol {values('protocol')}; precision {values('precision')}; torch {values('torch')}; "
-                 f"{values('device')}."]
+        lines = [
+            f"Preset {self.preset}; seeds {values('seeds')}; {values('n')} rows per cell; "
+            f"{self.table.dataset} v{values('dataset_version')}; {', '.join(versions) or 'no metric yet'}.",
+            f"Protocol {values('protocol')}; precision {values('precision')}; torch {values('torch')}; "
+            f"{values('device')}.",
+        ]
         if "seeds" in self.error_kinds:
             lines.append("Mean over cells, then over seeds, ± standard error over seeds.")
         elif "rows" in self.error_kinds:
@@ -584,6 +657,7 @@ def _quantity(value: float, pattern: str) -> Entry:
 
 
 # ---------------------------------------------------------------------------------------------- the formats
+
 
 def _marks(notes: tuple[int, ...]) -> str:
     return ",".join(map(str, notes))
@@ -600,22 +674,29 @@ def _term(page: Page, color: bool) -> str:
         return Text(text + ("*" if best else "") + (f" [{_marks(notes)}]" if notes else ""), "bold" if best else "")
 
     buffer = io.StringIO()
-    console = Console(file=buffer, width=TERM_WIDTH, force_terminal=color, no_color=not color, highlight=False,
-                      color_system="standard" if color else None, _environ={})
+    console = Console(
+        file=buffer,
+        width=TERM_WIDTH,
+        force_terminal=color,
+        no_color=not color,
+        highlight=False,
+        color_system="standard" if color else None,
+        _environ={},
+    )
     console.print(Text(page.title, "bold"))
     for block in page.blocks:
         labels = [shown(row.label, row.notes) for row in block.rows]
         body = [[shown(entry.text, entry.notes, entry.best) for entry in row.entries] for row in block.rows]
-        widths = [max(len(header), *(len(line[place]) for line in body)) + 2
-                  for place, header in enumerate(block.headers)]
+        widths = [
+            max(len(header), *(len(line[place]) for line in body)) + 2 for place, header in enumerate(block.headers)
+        ]
         room = TERM_WIDTH - max(map(len, labels)) - 3
         for part in _parts(widths, block.group, room):
             grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
             grid.add_column("", no_wrap=True)
             for place in part:
                 grid.add_column(block.headers[place], justify="right", no_wrap=True)
-            for row, following, label, line in zip(
-                    block.rows, (*block.rows[1:], None), labels, body, strict=True):
+            for row, following, label, line in zip(block.rows, (*block.rows[1:], None), labels, body, strict=True):
                 last = following is not None and following.sanity and not row.sanity
                 grid.add_row(label, *(line[place] for place in part), end_section=last)
             console.print(Text(block.title, "italic"))
@@ -672,8 +753,20 @@ def _csv(page: Page, table: str, preset: str) -> str:
                 name = header if header == owner else f"{owner} {header}"
                 notes = "; ".join(page.footnotes[number - 1] for number in entry.notes)
                 value = entry.text if entry.value is None and entry.text != "—" else _number(entry.value)
-                writer.writerow([table, preset, block.title, row.method, name, value, _number(entry.stderr),
-                                 entry.status, int(entry.best), notes])
+                writer.writerow(
+                    [
+                        table,
+                        preset,
+                        block.title,
+                        row.method,
+                        name,
+                        value,
+                        _number(entry.stderr),
+                        entry.status,
+                        int(entry.best),
+                        notes,
+                    ]
+                )
     return buffer.getvalue()
 
 
@@ -681,13 +774,32 @@ def _number(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$",
-        "±": r"$\pm$", "—": "---", "−": "$-$", "÷": r"$\div$", "×": r"$\times$", "∈": r"$\in$"}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\to$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "±": r"$\pm$",
+    "—": "---",
+    "−": "$-$",
+    "÷": r"$\div$",
+    "×": r"$\times$",
+    "∈": r"$\in$",
+}
 
 
 def _latex(page: Page) -> str:
     """Needs the package booktabs."""
+
     def safe(text: str) -> str:
         return "".join(_TEX.get(character, character) for character in text)
 
@@ -696,8 +808,12 @@ def _latex(page: Page) -> str:
 
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{safe(page.title)}. {safe(' '.join(page.caption))}}}"]
     for block in page.blocks:
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(block.headers)}}}", r"\toprule",
-                  " & ".join(map(safe, (block.title, *block.headers))) + r" \\", r"\midrule"]
+        lines += [
+            rf"\begin{{tabular}}{{l{'r' * len(block.headers)}}}",
+            r"\toprule",
+            " & ".join(map(safe, (block.title, *block.headers))) + r" \\",
+            r"\midrule",
+        ]
         for place, row in enumerate(block.rows):
             if place and row.sanity and not block.rows[place - 1].sanity:
                 lines.append(r"\midrule")
@@ -709,10 +825,12 @@ def _latex(page: Page) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-_STYLE = ("body{font:15px/1.45 system-ui,sans-serif;margin:2rem;max-width:70rem}"
-          "table{border-collapse:collapse;margin:1.2rem 0;font-variant-numeric:tabular-nums}"
-          "th,td{padding:.2rem .8rem;text-align:right}th:first-child,td:first-child{text-align:left}"
-          "thead th{border-bottom:1px solid}tr.sanity{font-style:italic;opacity:.75}small{display:block}")
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;max-width:70rem}"
+    "table{border-collapse:collapse;margin:1.2rem 0;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.2rem .8rem;text-align:right}th:first-child,td:first-child{text-align:left}"
+    "thead th{border-bottom:1px solid}tr.sanity{font-style:italic;opacity:.75}small{display:block}"
+)
 
 
 def _html(page: Page) -> str:
@@ -721,15 +839,22 @@ def _html(page: Page) -> str:
     def marked(text: str, notes: tuple[int, ...]) -> str:
         return text + (f"<sup>{_marks(notes)}</sup>" if notes else "")
 
-    lines = ["<!doctype html>", '<html lang="en">', f'<head><meta charset="utf-8"><title>{safe(page.title)}</title>',
-             f"<style>{_STYLE}</style></head>", "<body>", f"<h1>{safe(page.title)}</h1>"]
+    lines = [
+        "<!doctype html>",
+        '<html lang="en">',
+        f'<head><meta charset="utf-8"><title>{safe(page.title)}</title>',
+        f"<style>{_STYLE}</style></head>",
+        "<body>",
+        f"<h1>{safe(page.title)}</h1>",
+    ]
     for block in page.blocks:
         headers = "".join(f"<th>{safe(text)}</th>" for text in (block.title, *block.headers))
         lines += ["<table>", f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
         for row in block.rows:
             texts = [f"<b>{safe(entry.text)}</b>" if entry.best else safe(entry.text) for entry in row.entries]
             shown = [marked(safe(row.label), row.notes)] + [
-                marked(text, entry.notes) for text, entry in zip(texts, row.entries, strict=True)]
+                marked(text, entry.notes) for text, entry in zip(texts, row.entries, strict=True)
+            ]
             kind = ' class="sanity"' if row.sanity else ""
             lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in shown)}</tr>")
         lines += ["</tbody>", "</table>"]

@@ -54,14 +54,25 @@ class Progress:
 class Trainer:
     """A method in training in a run directory. `model` is trained; `average` is what is evaluated."""
 
-    def __init__(self, model: nn.Module, average: nn.Module, data: Dataset, stages: Stages, config: Config, seed: int,
-                 directory: Path, run_id: str, device: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        average: nn.Module,
+        data: Dataset,
+        stages: Stages,
+        config: Config,
+        seed: int,
+        directory: Path,
+        run_id: str,
+        device: str,
+    ) -> None:
         self.model, self.average = model, average.requires_grad_(False)
         self.data, self.config, self.seed, self.device = data, config, seed, device
         self.directory, self.run_id = directory, run_id
         self.schedule = _schedule(stages, config.updates)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate,
-                                           weight_decay=config.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self._average_step = get_ema_multi_avg_fn(1 - 1 / config.ema_updates)
         self._weights = list(model.parameters())
         self._average_weights = list(average.parameters())
@@ -73,8 +84,12 @@ class Trainer:
             for network in model.children():
                 network.compile()
 
-    def run(self, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False,
-            max_seconds: float | None = None) -> Progress:
+    def run(
+        self,
+        report: Callable[[Progress], None],
+        stop: Callable[[], bool] = lambda: False,
+        max_seconds: float | None = None,
+    ) -> Progress:
         """Train to the end of the budget, until `stop()` or for `max_seconds`; checkpoint; return the progress.
 
         Raises Diverged when the loss is not finite.
@@ -146,8 +161,12 @@ class Trainer:
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        facts = {"run_id": self.run_id, "updates": str(self.updates), "seconds": repr(self.seconds),
-                 "loss": repr(self.loss)}
+        facts = {
+            "run_id": self.run_id,
+            "updates": str(self.updates),
+            "seconds": repr(self.seconds),
+            "loss": repr(self.loss),
+        }
         write_atomic(self.directory / CHECKPOINT, save(tensors, metadata=facts))
 
     def _load(self) -> None:
@@ -159,8 +178,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             state = {k.rpartition(".")[2]: v for k, v in optimizer.items() if k.rpartition(".")[0] == name}
             if state:
-                self.optimizer.state[parameter] = {
-                    key: value.to(parameter.device) for key, value in state.items()}
+                self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -225,4 +243,4 @@ def _open_log(path: Path, updates: int) -> Any:
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

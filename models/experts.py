@@ -1,29 +1,42 @@
 """Aggregation of Gaussian experts N(mean_m, diag exp(log_variance_m)) into one diagonal Gaussian.
 
-Every rule maps `(mean, log_variance, given)` of shapes `(..., M, D)`, `(..., M, D)`, `(..., M)`
-to the `(mean, log_variance)` of the pooled Gaussian, both `(..., D)`. `given` is boolean and must
-have at least one True per row. No rule adds an N(0, I) expert: the prior is learned.
+Every rule maps `(mean, log_variance, given)` of shapes `(rows, M, D)`, `(rows, M, D)`, `(rows, M)` to
+the `(mean, log_variance)` of the pooled Gaussian, both `(rows, D)`. `given` is boolean and must have at
+least one True per row. No rule adds an N(0, I) expert: the prior is learned.
+
+With `detach_own` both have the shape `(M, rows, D)`: M times the same values, where the gradient of the
+j-th does not reach expert j (MUNI, Eqs. 11 and 14).
 """
 
 import torch
 from torch import Tensor
 
 
-def product(mean: Tensor, log_variance: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Product of experts: precisions add (MVAE, Wu and Goodman 2018), in the log domain."""
-    log_precision = (-log_variance).masked_fill(~given[..., None], -torch.inf)
-    log_total = torch.logsumexp(log_precision, dim=-2)
-    weight = torch.exp(log_precision - log_total[..., None, :])
-    return (weight * mean).sum(-2), -log_total
+def product(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:
+    """Product of experts: precisions add (MVAE, Wu and Goodman 2018)."""
+    precision = torch.exp((-log_variance).masked_fill(~given[..., None], -torch.inf))
+    weighted = precision * mean
+    total, weighted_total = precision.sum(-2), weighted.sum(-2)
+    if detach_own:  # the sums are linear in each expert's share, so its gradient is taken out of them alone
+        total = total - _gradient_alone(precision)
+        weighted_total = weighted_total - _gradient_alone(weighted)
+    return weighted_total / total, -total.log()
 
 
-def hellinger(mean: Tensor, log_variance: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient_alone(share: Tensor) -> Tensor:
+    """Zeros with the gradient of each expert's share: (rows, M, D) -> (M, rows, D)."""
+    return (share - share.detach()).movedim(-2, 0)
+
+
+def hellinger(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:
     """Moments of the Hoelder pool p(z) ~ (sum_m sqrt q_m(z))^2 (HELVAE, Vo and Valera 2026).
 
     The square expands into a mixture over ordered pairs (i, j) of Gaussians sqrt(q_i q_j), each
     weighted by its Bhattacharyya coefficient: one scalar per pair, a product over dimensions. The
     mixture's mean and diagonal variance are matched.
     """
+    if detach_own:  # a coefficient ties all dimensions of two experts together: each target needs its own pool
+        mean, log_variance = _own_detached(mean), _own_detached(log_variance)
     mean_i, mean_j = mean[..., :, None, :], mean[..., None, :, :]
     log_i, log_j = log_variance[..., :, None, :], log_variance[..., None, :, :]
     log_sum = torch.logaddexp(log_i, log_j)
@@ -38,6 +51,12 @@ def hellinger(mean: Tensor, log_variance: Tensor, given: Tensor) -> tuple[Tensor
     pooled = (weight * pair_mean).sum((-3, -2))
     spread = (pair_mean - pooled[..., None, None, :]).square()
     return pooled, (weight * (pair_variance + spread)).sum((-3, -2)).log()
+
+
+def _own_detached(parameters: Tensor) -> Tensor:
+    """(rows, M, D) -> (M, rows, M, D), expert j detached in the j-th copy."""
+    own = torch.eye(parameters.shape[-2], dtype=torch.bool, device=parameters.device)
+    return torch.where(own[:, None, :, None], parameters.detach(), parameters)
 
 
 _LOG2 = 0.6931471805599453

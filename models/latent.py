@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_g
 from models.networks import ALL, Encoder, VelocityNetwork
 from models.routes import Route
 
-Aggregate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Aggregate = Callable[..., tuple[Tensor, Tensor]]  # see models.experts
 
 
 class LatentModel(nn.Module):
@@ -40,12 +41,15 @@ class LatentModel(nn.Module):
         self.modalities, self.config = tuple(modalities), config
         self.names = [modality.name for modality in modalities]
         self.size, self.latent_size = math.prod(modalities[0].shape), config.latent_size
-        self.encoder = Encoder(len(modalities), self.size, config.encoder_width, config.encoder_depth,
-                               self.encoder_outputs())
-        self.decoder = VelocityNetwork(len(modalities), self.size, self.decoder_conditions(), config.decoder_width,
-                                       config.decoder_depth)
-        self.prior = VelocityNetwork(1, config.latent_size, self.prior_conditions(), config.prior_width,
-                                     config.prior_depth)
+        self.encoder = Encoder(
+            len(modalities), self.size, config.encoder_width, config.encoder_depth, self.encoder_outputs()
+        )
+        self.decoder = VelocityNetwork(
+            len(modalities), self.size, self.decoder_conditions(), config.decoder_width, config.decoder_depth
+        )
+        self.prior = VelocityNetwork(
+            1, config.latent_size, self.prior_conditions(), config.prior_width, config.prior_depth
+        )
 
     # What a method states.
 
@@ -74,28 +78,24 @@ class LatentModel(nn.Module):
         mean, log_variance = self.encode(x)
         route = self.routes(observed, draws)
         noise = draws.normal("latent", self.latent_size)
-        reconstruction = self.reconstruction(x, self.latents(mean, log_variance, route.given, noise), route.targets,
-                                             draws)
+        reconstruction = self.reconstruction(
+            x, self.latents(mean, log_variance, route.given, noise), route.targets, draws
+        )
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
         prior = flow + self.config.encoder_grad_scale * entropy
         return reconstruction + self.config.prior_weight * prior, {
-            "reconstruction": reconstruction.detach(), "prior": flow.detach(), "entropy": entropy.detach()}
+            "reconstruction": reconstruction.detach(),
+            "prior": flow.detach(),
+            "entropy": entropy.detach(),
+        }
 
     def latents(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:
         """A sample of each row's subset posterior for each target, (targets, rows, latent).
 
         With `detach_own` the samples are equal in value and differ in gradient: target j's does not reach expert j.
         """
-        if not self.detach_own:
-            return self.posterior_sample(mean, log_variance, given, noise).expand(len(self.names), -1, -1)
-        own = torch.eye(len(self.names), dtype=torch.bool, device=mean.device)[:, None, :, None]
-        mean = torch.where(own, mean.detach(), mean)  # (targets, rows, experts, latent)
-        log_variance = torch.where(own, log_variance.detach(), log_variance)
-        return self.posterior_sample(mean, log_variance, given, noise)
-
-    def posterior_sample(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:
-        pooled, log_pooled = self.aggregate(mean, log_variance, given)
-        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
+        pooled, log_pooled = self.aggregate(mean, log_variance, given, self.detach_own)
+        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise).expand(len(self.names), -1, -1)
 
     def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Flow-matching loss of each decoder given its latent z (modalities, rows, conditions), averaged over
@@ -106,8 +106,9 @@ class LatentModel(nn.Module):
         loss = matching_loss(lambda x_t, t: self.decoder(x_t, t, condition), x, noise, t)
         return (loss * targets.T).mean()
 
-    def prior_terms(self, mean: Tensor, log_variance: Tensor, subset: Tensor, noise: Tensor,
-                    draws: Draws) -> tuple[Tensor, Tensor]:
+    def prior_terms(
+        self, mean: Tensor, log_variance: Tensor, subset: Tensor, noise: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor]:
         """The prior's flow-matching loss on latents of `subset`, and their negative entropy (Eqs. 45-53).
 
         The prior sees the plain loss; the encoder receives its gradient times scale * elbo_weight. Both
@@ -118,8 +119,9 @@ class LatentModel(nn.Module):
         z = torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
         t = logit_normal(draws.normal("prior time"))
         scaled = scale_gradient(z, (self.config.encoder_grad_scale * elbo_weight(t))[:, None])
-        flow = matching_loss(lambda z_t, t: self.prior(z_t[None], t[None])[0], scaled,
-                             draws.normal("prior noise", self.latent_size), t)
+        flow = matching_loss(
+            lambda z_t, t: self.prior(z_t[None], t[None])[0], scaled, draws.normal("prior noise", self.latent_size), t
+        )
         negative_entropy = -0.5 * (1 + math.log(2 * math.pi) + log_pooled).mean(-1)
         return (flow * trained).mean(), (negative_entropy * trained).mean()
 
@@ -129,8 +131,8 @@ class LatentModel(nn.Module):
         """One posterior sample per row from the given modalities, shared by all targets; (rows, latent)."""
         x, observed = self.observe(given)
         mean, log_variance = self.encode(x)
-        noise = draws.normal("latent", self.latent_size)
-        return self.posterior_sample(mean, log_variance, self.inference(observed, draws), noise)
+        pooled, log_pooled = self.aggregate(mean, log_variance, self.inference(observed, draws))
+        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), draws.normal("latent", self.latent_size))
 
     def sample_prior(self, rows: int, draws: Draws) -> Tensor:
         """Latents from the learned prior, (rows, latent)."""
@@ -151,7 +153,7 @@ class LatentModel(nn.Module):
             names = self.names[which]
             noise = torch.stack([draws.normal(f"decode {name}", self.size) for name in names])
             condition = self.decoder.condition(self.decoder_input(z, names, draws), which)
-            x = euler(lambda x_t, t, c=condition, w=which: self.decoder(x_t, t, c, w), noise, self.config.decoder_steps)
+            x = euler(partial(self.decoder, condition=condition, which=which), noise, self.config.decoder_steps)
             for name, modality, rows in zip(names, self.modalities[which], x, strict=True):
                 generated[name] = rows.reshape(-1, *modality.shape) * modality.scale + modality.center
         return {name: generated[name] for name in want}
@@ -166,8 +168,9 @@ class LatentModel(nn.Module):
         """Standardised modalities (modalities, rows, size), zero where unobserved, and which are observed (rows, M)."""
         present = next(iter(batch.values()))
         blank = present.new_zeros(len(present), self.size)
-        x = torch.stack([(batch[m.name].flatten(1) - m.center) / m.scale if m.name in batch else blank
-                         for m in self.modalities])
+        x = torch.stack(
+            [(batch[m.name].flatten(1) - m.center) / m.scale if m.name in batch else blank for m in self.modalities]
+        )
         observed = torch.tensor([name in batch for name in self.names], device=x.device)
         return x, observed.expand(len(present), -1)
 

@@ -1,6 +1,6 @@
 """MUNI: Multimodal Unified Latent Diffusion (2026).
 
-    bench run --method muni --dataset gaussian_mixture --preset cpu
+bench run --method muni --dataset gaussian_mixture --preset cpu
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """MUNI with Hellinger aggregation (2026; "MUNI-dagger" of Tables 3 and 4).
 
-    bench run --method muni_hellinger --dataset gaussian_mixture --preset cpu
+bench run --method muni_hellinger --dataset gaussian_mixture --preset cpu
 """
 
 from torch import Tensor

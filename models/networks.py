@@ -39,12 +39,12 @@ class ResidualBlocks(nn.Module):
     def forward(self, hidden: Tensor, which: slice = ALL) -> Tensor:
         for widen, narrow in zip(self.widen, self.narrow, strict=True):
             normal = functional.layer_norm(hidden, hidden.shape[-1:])
-            hidden = hidden + narrow(functional.relu(widen(normal, which)), which)
+            hidden = hidden + narrow(functional.silu(widen(normal, which)), which)
         return hidden
 
 
 class Encoder(nn.Module):
-    """x (modalities, rows, inputs) -> mean and log-variance of its Gaussian expert, each (modalities, rows, outputs)."""
+    """x (modalities, rows, inputs) -> mean and log-variance of its expert, each (modalities, rows, outputs)."""
 
     def __init__(self, modalities: int, inputs: int, width: int, depth: int, outputs: int) -> None:
         super().__init__()
@@ -64,6 +64,8 @@ class VelocityNetwork(nn.Module):
     The output is preconditioned for data of unit variance: its linear part is the best linear predictor of
     the velocity from x_t, and the network's share has unit scale (the form of Karras et al. 2022 for this path).
     """
+
+    frequency: Tensor
 
     def __init__(self, modalities: int, size: int, conditions: int, width: int, depth: int) -> None:
         super().__init__()

@@ -14,11 +14,13 @@ from benchmark.tables import RESULTS, load_paper
 
 METRICS = {"shared_mse", "swd"}
 MODALITIES = {"gaussian_mixture": ("a", "b", "c")}
-CELLS = {"one_to_one": [(i, j) for i in "abc" for j in "abc" if i != j],
-         "many_to_one": [("b+c", "a"), ("a+c", "b"), ("a+b", "c")], "uncond": [("", "a+b+c")]}
+CELLS = {
+    "one_to_one": [(i, j) for i in "abc" for j in "abc" if i != j],
+    "many_to_one": [("b+c", "a"), ("a+c", "b"), ("a+b", "c")],
+    "uncond": [("", "a+b+c")],
+}
 PAPER = load_paper()
-TABLE5 = {(row.method, row.task, row.metric): row.value
-          for row in PAPER[PAPER["table"] == "table5"].itertuples()}
+TABLE5 = {(row.method, row.task, row.metric): row.value for row in PAPER[PAPER["table"] == "table5"].itertuples()}
 SHALA = "n/a: takes one source"
 
 
@@ -32,9 +34,31 @@ def measured(changes=(), seeds=5, noise=0.05):
             factor = math.exp(noise * draws.standard_normal())
             for given, want in CELLS[task]:
                 ok = not isinstance(number, str)
-                records.append(Record("cpu", "gaussian_mixture", given, want, method, metric, seed,
-                                      number * factor if ok else None, None, 10, "ok" if ok else number,
-                                      1, 1, 1, "p", "float32", "r", "s", "c", "2", "CPU"))
+                records.append(
+                    Record(
+                        "cpu",
+                        "gaussian_mixture",
+                        given,
+                        want,
+                        method,
+                        metric,
+                        seed,
+                        number * factor if ok else None,
+                        None,
+                        10,
+                        "ok" if ok else number,
+                        1,
+                        1,
+                        1,
+                        "p",
+                        "float32",
+                        "r",
+                        "s",
+                        "c",
+                        "2",
+                        "CPU",
+                    )
+                )
     return frame_of(records)
 
 
@@ -67,12 +91,25 @@ def test_the_papers_own_numbers_answer_as_expected(claims):
 REVERSALS = {
     ("muni", "many_to_one", "shared_mse"): (1.0, "muni_best_2to1", "muni_uses_all_evidence"),
     ("muni", "uncond", "swd"): (0.25, "muni_best_fidelity"),
-    ("muni", "uncond", "shared_mse"): (5.0, "muni_best_coherence", "leave_one_out_prior_improves_coherence",
-                                       "shala_weak_coherence"),
-    ("mmvae", "one_to_one", "shared_mse"): (1.0, "mmvae_strong_1to1", "mmvae_degrades_2to1",
-                                            "mmvae_degrades_coherence", "mmvaeplus_no_better_1to1"),
-    ("mmvaeplus", "one_to_one", "shared_mse"): (1.0, "mmvaeplus_strong_1to1", "mmvaeplus_degrades_2to1",
-                                                "mmvaeplus_degrades_coherence"),
+    ("muni", "uncond", "shared_mse"): (
+        5.0,
+        "muni_best_coherence",
+        "leave_one_out_prior_improves_coherence",
+        "shala_weak_coherence",
+    ),
+    ("mmvae", "one_to_one", "shared_mse"): (
+        1.0,
+        "mmvae_strong_1to1",
+        "mmvae_degrades_2to1",
+        "mmvae_degrades_coherence",
+        "mmvaeplus_no_better_1to1",
+    ),
+    ("mmvaeplus", "one_to_one", "shared_mse"): (
+        1.0,
+        "mmvaeplus_strong_1to1",
+        "mmvaeplus_degrades_2to1",
+        "mmvaeplus_degrades_coherence",
+    ),
     ("mmvaeplus", "many_to_one", "shared_mse"): (0.05, "mopoe_improves_2to1", "mmvaeplus_no_better_2to1"),
     ("mopoe", "uncond", "shared_mse"): (0.06, "mopoe_limited_coherence"),
     ("mvae", "uncond", "swd"): (0.001, "mvae_less_competitive"),
@@ -237,17 +274,20 @@ def test_other_presets_are_not_seen(claims):
     assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "holds"}
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('relation = "below"', 'relation = "belw"', "unknown relation 'belw': did you mean 'below'?"),
-    ('["uncond", "swd"]', '["uncond", "swdd"]', "muni_best_fidelity: unknown metric 'swdd': did you mean 'swd'?"),
-    ('["uncond", "swd"]', '["uncnd", "swd"]', "unknown task 'uncnd'"),
-    ('["uncond", "swd"]', '"swd"', "write [task, metric]"),
-    ("subject =", "subjct =", "unknown key 'subjct': did you mean 'subject'?"),
-    ("factor = 10.0", "factor = -1.0", "must be positive"),
-    ('id = "muni_best_fidelity"', 'id = "muni_best_2to1"', "two claims have the id"),
-    ('rivals = ["mmvaeplus"]', 'rivals = []', "rivals belong to"),
-    ('against = [["one_to_one", "shared_mse"]]', "", "compared with itself"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('relation = "below"', 'relation = "belw"', "unknown relation 'belw': did you mean 'below'?"),
+        ('["uncond", "swd"]', '["uncond", "swdd"]', "muni_best_fidelity: unknown metric 'swdd': did you mean 'swd'?"),
+        ('["uncond", "swd"]', '["uncnd", "swd"]', "unknown task 'uncnd'"),
+        ('["uncond", "swd"]', '"swd"', "write [task, metric]"),
+        ("subject =", "subjct =", "unknown key 'subjct': did you mean 'subject'?"),
+        ("factor = 10.0", "factor = -1.0", "must be positive"),
+        ('id = "muni_best_fidelity"', 'id = "muni_best_2to1"', "two claims have the id"),
+        ('rivals = ["mmvaeplus"]', "rivals = []", "rivals belong to"),
+        ('against = [["one_to_one", "shared_mse"]]', "", "compared with itself"),
+    ],
+)
 def test_a_faulty_file_is_refused(tmp_path, old, new, message):
     text = (RESULTS / "claims.toml").read_text()
     assert old in text

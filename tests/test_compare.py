@@ -19,25 +19,57 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def card(scale: str, higher_is_better: bool = False) -> MetricCard:
-    return MetricCard(version=1, label="", units="", higher_is_better=higher_is_better, scale=scale,  # type: ignore
-                      tasks=(), estimator="", chance="", ceiling="")
+    return MetricCard(
+        version=1,
+        label="",
+        units="",
+        higher_is_better=higher_is_better,
+        scale=scale,  # type: ignore
+        tasks=(),
+        estimator="",
+        chance="",
+        ceiling="",
+    )
 
 
 CARDS = {"distance": card("log"), "rate": card("logit", higher_is_better=True), "gap": card("linear")}
-ROW = Record(preset="cpu", dataset="gaussian_mixture", given="", want="x1", method="muni", metric="distance", seed=0,
-             value=1.0, stderr=None, n=1000, status="ok", method_version=1, dataset_version=1, metric_version=1,
-             protocol="p", precision="fp32", run_id="r", sources="s", commit="c", torch="2.13.0", device="A")
+ROW = Record(
+    preset="cpu",
+    dataset="gaussian_mixture",
+    given="",
+    want="x1",
+    method="muni",
+    metric="distance",
+    seed=0,
+    value=1.0,
+    stderr=None,
+    n=1000,
+    status="ok",
+    method_version=1,
+    dataset_version=1,
+    metric_version=1,
+    protocol="p",
+    precision="fp32",
+    run_id="r",
+    sources="s",
+    commit="c",
+    torch="2.13.0",
+    device="A",
+)
 NOISE = 0.05
 
 
 def seeds(first: int, count: int, cells: int = 4, shift: float = 0.0, broken: int = 0) -> list[Record]:
     """Rows of `cells` wants; on the log scale the first `broken` are moved by `shift` standard deviations."""
+
     def noise(cell: int, seed: int) -> float:
         return float(numpy.random.default_rng([cell, seed]).standard_normal())
 
-    return [replace(ROW, want=f"x{cell}", seed=seed,
-                    value=math.exp(NOISE * (noise(cell, seed) + shift * (cell < broken))))
-            for cell in range(cells) for seed in range(first, first + count)]
+    return [
+        replace(ROW, want=f"x{cell}", seed=seed, value=math.exp(NOISE * (noise(cell, seed) + shift * (cell < broken))))
+        for cell in range(cells)
+        for seed in range(first, first + count)
+    ]
 
 
 def verdicts(reference: list[Record], fresh: list[Record], **options: object) -> list[str]:
@@ -50,8 +82,10 @@ def simulate(runs: int, fresh_seeds: int, shift: float, heavy: bool = False) -> 
     Standard deviations of the seed noise are log-normal with spread 0.4: a factor of 5 between the ends of 95 %.
     """
     rng = numpy.random.default_rng(1)
-    frames = [frame_of([replace(ROW, want=f"x{cell:02}", seed=seed) for cell in range(30) for seed in numbers])
-              for numbers in (range(5), range(10, 10 + fresh_seeds))]
+    frames = [
+        frame_of([replace(ROW, want=f"x{cell:02}", seed=seed) for cell in range(30) for seed in numbers])
+        for numbers in (range(5), range(10, 10 + fresh_seeds))
+    ]
     alarms = found = 0
     for _ in range(runs):
         noise = numpy.exp(rng.normal(math.log(NOISE), 0.4, 30))[:, None]
@@ -61,7 +95,7 @@ def simulate(runs: int, fresh_seeds: int, shift: float, heavy: bool = False) -> 
             table[:3] += moved
             frame["value"] = numpy.exp(noise * table).ravel()
         red = (compare(frames[0], frames[1], CARDS)["verdict"] != "same").to_numpy()
-        alarms += red[3 if shift else 0:].any()
+        alarms += red[3 if shift else 0 :].any()
         found += red[:3].sum()
     return alarms / runs, found / (3 * runs)
 
@@ -150,8 +184,12 @@ def test_dropped_rows_are_missing():
     without_seed = [row for row in fresh if (row.want, row.seed) != ("x2", 1)]
     failed = [replace(row, value=None, status="error: NaN in the loss") if row in fresh[6:8] else row for row in fresh]
     refused = [replace(row, value=None, status="n/a: no such number") if row.want == "x2" else row for row in fresh]
-    for rows, words in ((without_cell, "no fresh row"), (without_seed, "seed 1: no fresh row"),
-                        (failed, "seed 0: error: NaN in the loss; seed 1"), (refused, "seed 0: n/a: no such number")):
+    for rows, words in (
+        (without_cell, "no fresh row"),
+        (without_seed, "seed 1: no fresh row"),
+        (failed, "seed 0: error: NaN in the loss; seed 1"),
+        (refused, "seed 0: n/a: no such number"),
+    ):
         table = compare(frame_of(reference), frame_of(rows), CARDS)
         assert list(table["verdict"]) == ["same", "same", "missing", "same"] and exit_code(table) == 2
         assert table["message"][2].startswith(words)
@@ -165,8 +203,10 @@ def test_a_blank_that_stays_blank_is_the_same_and_a_first_number_is_new():
     assert verdicts([], [ROW]) == ["new"]
 
 
-@pytest.mark.parametrize("change", [{"method_version": 2}, {"dataset_version": 2}, {"metric_version": 2},
-                                    {"protocol": "q"}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"method_version": 2}, {"dataset_version": 2}, {"metric_version": 2}, {"protocol": "q"}, {"precision": "bf16"}],
+)
 def test_a_changed_version_is_incomparable(change):
     fresh = [replace(row, **change) if row.want == "x3" else row for row in seeds(0, 3)]
     table = compare(frame_of(seeds(0, 5)), frame_of(fresh), CARDS)
@@ -177,8 +217,11 @@ def test_a_changed_version_is_incomparable(change):
 def test_changed_code_without_a_changed_version_is_named():
     reference = seeds(0, 5)[:5]
     fresh = [replace(row, sources="t", commit="d", value=(row.value or 0) * 1.001) for row in reference]
-    for rows, named in ((fresh, True), ([replace(row, sources="s") for row in fresh], False),
-                        ([replace(row, sources="t") for row in reference], False)):
+    for rows, named in (
+        (fresh, True),
+        ([replace(row, sources="s") for row in fresh], False),
+        ([replace(row, sources="t") for row in reference], False),
+    ):
         message = compare(frame_of(reference), frame_of(rows), CARDS)["message"][0]
         assert ("code of muni, gaussian_mixture or distance changed" in message) == named
 
@@ -195,8 +238,9 @@ def test_one_collapsed_seed_is_told_from_a_moved_number():
 
 
 def test_rates_of_zero_and_one_are_finite_and_close_to_their_neighbours():
-    rates = [replace(ROW, metric="rate", seed=seed, value=value) for seed, value in
-             enumerate([1.0, 0.999, 1.0, 0.998, 1.0])]
+    rates = [
+        replace(ROW, metric="rate", seed=seed, value=value) for seed, value in enumerate([1.0, 0.999, 1.0, 0.998, 1.0])
+    ]
     near = [replace(ROW, metric="rate", seed=9, value=value) for value in (0.999, 1.0, 0.5)]
     tables = [compare(frame_of(rates), frame_of([row]), CARDS) for row in near]
     assert [table["verdict"][0] for table in tables] == ["same", "same", "worse"]
@@ -215,13 +259,16 @@ def test_a_zero_distance_has_no_logarithm_and_is_judged_all_the_same():
         assert "no log" in table.set_index("method")["message"]["real"]
 
 
-@pytest.mark.parametrize(("change", "found"), [({"metric": "gap"}, True), ({"dataset": "other"}, True),
-                                               ({"preset": "gpu"}, True), ({"method": "wild"}, False)])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"metric": "gap"}, True), ({"dataset": "other"}, True), ({"preset": "gpu"}, True), ({"method": "wild"}, False)],
+)
 def test_noise_is_shared_within_a_metric_and_not_beyond_it(change, found):
     sides = [seeds(0, 5), seeds(10, 3, shift=10.0, broken=1)]
     rng = numpy.random.default_rng(0)
-    noisy = [[*rows, *(replace(row, value=math.exp(5 * rng.standard_normal()), **change) for row in rows)]
-             for rows in sides]
+    noisy = [
+        [*rows, *(replace(row, value=math.exp(5 * rng.standard_normal()), **change) for row in rows)] for rows in sides
+    ]
     assert ("worse" in verdicts(*noisy)) == found
     assert "worse" in verdicts(*sides)
 
@@ -289,10 +336,13 @@ def test_what_must_not_become_a_reference_is_refused_and_nothing_written(tmp_pat
     bless(frame_of(rows), path, "first", log)
     before = path.read_bytes(), log.read_bytes()
     error = replace(rows[3], value=None, status="error: out of memory")
-    for fresh, reason, words in ((rows, " \n", "no reason"), ([], "r", "no fresh rows"),
-                                 ([*rows[:3], error, *rows[4:]], "r", "1 error rows.*muni.*seed 3.*out of memory"),
-                                 ([replace(ROW, preset="smoke")], "r", "preset smoke"),
-                                 (rows[:3], "r", "fewer seeds.*3 instead of 5")):
+    for fresh, reason, words in (
+        (rows, " \n", "no reason"),
+        ([], "r", "no fresh rows"),
+        ([*rows[:3], error, *rows[4:]], "r", "1 error rows.*muni.*seed 3.*out of memory"),
+        ([replace(ROW, preset="smoke")], "r", "preset smoke"),
+        (rows[:3], "r", "fewer seeds.*3 instead of 5"),
+    ):
         with pytest.raises(UserError, match=words) as caught:
             bless(frame_of(fresh), path, reason, log)
         assert "\n" not in str(caught.value)

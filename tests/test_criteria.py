@@ -96,8 +96,13 @@ def test_pair_factors_follow_their_partners():
 
 
 def test_the_network_reads_what_a_linear_probe_cannot():
-    found = criteria(Latent("pair12", noise=0.0, bend=lambda z: torch.cat([z.abs(), z.sign()], 1)[:, :8] + 9 * z.sign()
-                            if z.shape[1] == 8 else z))
+    found = criteria(
+        Latent(
+            "pair12",
+            noise=0.0,
+            bend=lambda z: torch.cat([z.abs(), z.sign()], 1)[:, :8] + 9 * z.sign() if z.shape[1] == 8 else z,
+        )
+    )
     linear, curved = (found[at(("x1",), "pair12"), probe].value for probe in ("probe_linear", "probe_mlp"))
     assert linear < 0.9
     assert curved > linear + 0.04
@@ -163,8 +168,11 @@ def test_a_dataset_without_known_factors_is_refused():
 def test_the_table_asks_for_cells_that_are_measured_and_for_each_once():
     table = tomllib.loads((Path(__file__).parent.parent / "results" / "tables" / "criteria.toml").read_text())
     measured = set(criteria_cells("gaussian_mixture", NAMES, list(FACTORS)))
-    asked = [(Cell("gaussian_mixture", tuple(cell["given"]), tuple(cell["want"])), column["metric"])
-             for column in table["column"] for cell in column["cells"]]
+    asked = [
+        (Cell("gaussian_mixture", tuple(cell["given"]), tuple(cell["want"])), column["metric"])
+        for column in table["column"]
+        for cell in column["cells"]
+    ]
     assert sorted(asked) == sorted(measured)
     ceiling = registry.load("metric", "probe_mlp").ceiling
     for column in table["column"][1:]:

@@ -48,8 +48,9 @@ def generate(method: str, cell: Cell, draws_per_row: int = 1, rows: int = ROWS):
     sampler.bind(data)
     real = data.rows("test", torch.arange(rows))
     draws = Draws("test", str(cell), rows=rows)
-    samples = [sampler.sample({name: real[name] for name in cell.given}, cell.want, rows, draws)
-               for _ in range(draws_per_row)]
+    samples = [
+        sampler.sample({name: real[name] for name in cell.given}, cell.want, rows, draws) for _ in range(draws_per_row)
+    ]
     if draws_per_row == 1:
         return real, samples[0]
     return real, {name: torch.stack([sample[name] for sample in samples], 1) for name in cell.want}
@@ -70,6 +71,7 @@ def sanity(method: str, metric: str, task: str):
 
 
 # ------------------------------------------------------------------------------------------ chance and ceiling
+
 
 @pytest.mark.parametrize(("metric", "task"), APPLICABLE)
 @pytest.mark.parametrize(("method", "formula"), [("chance", "chance"), ("real", "ceiling")])
@@ -103,7 +105,8 @@ def gaussian_world(size: int) -> SimpleNamespace:
     return SimpleNamespace(
         modalities=(Modality("a", (size,)), Modality("b", (size,))),
         means={"left": torch.zeros(1, size), "right": torch.zeros(1, size)},
-        layout={"a": {"left": slice(0, size)}, "b": {"right": slice(0, size)}})
+        layout={"a": {"left": slice(0, size)}, "b": {"right": slice(0, size)}},
+    )
 
 
 def chi_mean(size: int) -> float:
@@ -116,7 +119,8 @@ def test_mean_distance_of_normals_is_the_closed_form():
         world = gaussian_world(size)
         assert known_world.mean_distance(world, ["left"]) == pytest.approx(math.sqrt(2) * chi_mean(size), rel=1e-6)
         assert known_world.mean_distance(world, ["left", "right"]) == pytest.approx(
-            math.sqrt(2) * chi_mean(2 * size), rel=1e-6)
+            math.sqrt(2) * chi_mean(2 * size), rel=1e-6
+        )
 
 
 def test_mean_distance_of_a_mixture_agrees_with_simulation():
@@ -129,12 +133,14 @@ def test_mean_distance_of_a_mixture_agrees_with_simulation():
 
 # ------------------------------------------------------------------------------------------ values that are known
 
+
 def test_energy_score_of_a_perfect_and_of_a_collapsed_sampler_are_the_closed_forms():
     size, rows, cell = 5, 20_000, Cell("world", ("a",), ("b",))
     world, generator = gaussian_world(size), torch.Generator().manual_seed(0)
     truth = torch.randn(rows, size, generator=generator)
-    perfect = score("energy_score", cell, {"b": truth}, {"b": torch.randn(rows, 2, size, generator=generator)},
-                    data=world)
+    perfect = score(
+        "energy_score", cell, {"b": truth}, {"b": torch.randn(rows, 2, size, generator=generator)}, data=world
+    )
     collapsed = score("energy_score", cell, {"b": truth}, {"b": torch.zeros(rows, 2, size)}, data=world)
     assert perfect.value == pytest.approx(chi_mean(size) / math.sqrt(2), abs=4 * perfect.stderr)
     assert collapsed.value == pytest.approx(chi_mean(size), abs=4 * collapsed.stderr)
@@ -221,13 +227,16 @@ def test_directions_are_unit_and_uniform():
 def test_swd_grows_with_the_size_of_an_error():
     cell = first("uncond")
     real, perfect = generate("real", cell)
-    values = [score("swd", cell, real, {name: x * factor for name, x in perfect.items()}).value
-              for factor in (1.0, 0.95, 0.9, 0.8)]
+    values = [
+        score("swd", cell, real, {name: x * factor for name, x in perfect.items()}).value
+        for factor in (1.0, 0.95, 0.9, 0.8)
+    ]
     assert values == sorted(values)
     assert values[-1] > 3 * values[0]
 
 
 # ------------------------------------------------------------------------------------------ explained variance
+
 
 def test_r_squared_of_known_predictions_and_its_standard_error():
     cell = Cell("world", ("a",), ("factor:left",))
@@ -254,8 +263,14 @@ def test_r_squared_is_one_for_the_truth_zero_for_the_mean_and_negative_beyond():
 
 def test_probe_ceilings_follow_what_is_given():
     ceiling = registry.load("metric", "probe_linear").ceiling
-    expected = {(("x1",), "all"): 1, (("x1",), "pair12"): 1, (("x1",), "pair23"): 0, (("x1", "x2"), "private3"): 0,
-                (("x3",), "private3"): 1, (("x1", "x2"), "pair13"): 1}
+    expected = {
+        (("x1",), "all"): 1,
+        (("x1",), "pair12"): 1,
+        (("x1",), "pair23"): 0,
+        (("x1", "x2"), "private3"): 0,
+        (("x3",), "private3"): 1,
+        (("x1", "x2"), "pair13"): 1,
+    }
     for (given, factor), value in expected.items():
         assert ceiling(Cell("gaussian_mixture", given, (f"factor:{factor}",)), mixture()) == value
 
@@ -281,6 +296,7 @@ def test_unexplained_of_equal_parts_is_one():
 
 # ------------------------------------------------------------------------------------------ invariances
 
+
 @pytest.mark.parametrize(("metric", "task"), APPLICABLE)
 def test_the_block_size_does_not_matter(metric, task):
     real, generated = sanity("chance", metric, task)
@@ -300,6 +316,7 @@ def test_the_order_of_rows_does_not_matter(metric, task):
 
 
 # ------------------------------------------------------------------------------------------ faults
+
 
 @pytest.mark.parametrize(("metric", "task"), APPLICABLE)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -364,6 +381,7 @@ def test_cells_without_such_a_number_say_why():
 
 # ------------------------------------------------------------------------------------------ sanity methods
 
+
 @pytest.mark.parametrize("method", ["real", "chance"])
 def test_sanity_methods_draw_by_row_and_not_by_batch(method):
     cell = first("uncond")
@@ -391,6 +409,7 @@ def test_sanity_methods_need_a_known_world(method):
 
 # ------------------------------------------------------------------------------------------ the page
 
+
 def numbers_of_the_page() -> dict[str, str]:
     """`<!-- number NAME -->VALUE` marks in the page; a name may stand twice, with one value."""
     found = re.findall(r"<!-- number ([^>]+) -->(\d+\.\d+)", PAGE.read_text())
@@ -411,7 +430,9 @@ def numbers_computed() -> dict[str, float]:
                     function = getattr(registry.load("metric", metric), formula)
                     asked = list(cells("gaussian_mixture", NAMES, task))
                     if metric in SLICED and task == "one_to_one":
-                        asked = list({cell.want: cell for cell in asked}.values())  # a floor depends on the target alone
+                        asked = list(
+                            {cell.want: cell for cell in asked}.values()
+                        )  # a floor depends on the target alone
                     values = [function(cell, data) for cell in asked]
                     found[f"{metric} {task} {formula}"] = sum(values) / len(values)
     pairs = [(expert, *pair) for expert in NAMES for pair in combinations(NAMES, 2)]

@@ -32,10 +32,17 @@ EVERY = [s for size in (1, 2, 3) for s in combinations(range(3), size)]
 def tiny(method: type, names: str = "123", **settings: float) -> LatentModel:
     """A small float64 model with no weight at zero."""
     sizes = {"latent_size": 4, "encoder_grad_scale": 0.3, "prior_weight": 0.7}
-    sizes |= {f"{part}_{size}": value for part in ("encoder", "decoder", "prior")
-              for size, value in (("width", 8), ("depth", 1))}
-    config = resolve(registry.card("dataset", "gaussian_mixture"), None, "smoke",
-                     [f"{field}={value}" for field, value in (sizes | settings).items()]).config
+    sizes |= {
+        f"{part}_{size}": value
+        for part in ("encoder", "decoder", "prior")
+        for size, value in (("width", 8), ("depth", 1))
+    }
+    config = resolve(
+        registry.card("dataset", "gaussian_mixture"),
+        None,
+        "smoke",
+        [f"{field}={value}" for field, value in (sizes | settings).items()],
+    ).config
     with seeded("objectives"):
         model = method([Modality(name, (6,), center=0.5, scale=2.0) for name in names], config).double()
         with torch.no_grad():
@@ -64,8 +71,9 @@ class Repeated:
         return next(self._uniforms) + 1 / 64
 
 
-def written_out(model: LatentModel, batch: dict[str, Tensor], prior_subsets: list[tuple[int, ...]],
-                detach_own: bool) -> tuple[Tensor, Tensor]:
+def written_out(
+    model: LatentModel, batch: dict[str, Tensor], prior_subsets: list[tuple[int, ...]], detach_own: bool
+) -> tuple[Tensor, Tensor]:
     """The objective's value, and a number whose gradient is the objective's, by loops over rows, subsets, targets."""
     rows, config = len(batch["1"]), model.config
     draws = Draws("objective", rows=rows)
@@ -101,15 +109,16 @@ def written_out(model: LatentModel, batch: dict[str, Tensor], prior_subsets: lis
             centre, variance = posterior(r, subset)
             z = centre + variance.sqrt() * latent_noise[r]
             t, noise = prior_times[r], prior_noise[r]
-            density = torch.exp(-torch.log(t / (1 - t)) ** 2 / 2) / math.sqrt(2 * math.pi) / (t * (1 - t))
+            density = torch.exp(-(torch.log(t / (1 - t)) ** 2) / 2) / math.sqrt(2 * math.pi) / (t * (1 - t))
             weight = min((1 - t) / (t * density), torch.tensor(100.0))
 
             def matching(z: Tensor, network: Callable, t: Tensor = t, noise: Tensor = noise) -> Tensor:
                 return ((network((1 - t) * z + t * noise, t) - (noise - z)) ** 2).mean()
 
             trains_prior = matching(z.detach(), lambda z_t, t: model.prior(z_t[None, None], t[None, None])[0, 0])
-            trains_encoder = matching(z, lambda z_t, t: functional_call(
-                model.prior, frozen, (z_t[None, None], t[None, None]))[0, 0])
+            trains_encoder = matching(
+                z, lambda z_t, t: functional_call(model.prior, frozen, (z_t[None, None], t[None, None]))[0, 0]
+            )
             entropy = (1 + math.log(2 * math.pi) + torch.log(variance)).mean() / 2
             share, scale = config.prior_weight / (len(prior_subsets) * rows), config.encoder_grad_scale
             value = value + share * (trains_prior - scale * entropy)
@@ -117,10 +126,14 @@ def written_out(model: LatentModel, batch: dict[str, Tensor], prior_subsets: lis
     return value, surrogate
 
 
-@pytest.mark.parametrize(("method", "prior_subsets", "detach_own"), [
-    (MoPoE, EVERY, False),
-    (MUNI, [(0, 1, 2), (0, 1), (0, 2), (1, 2)], True),
-], ids=["mopoe is the direct objective", "muni"])
+@pytest.mark.parametrize(
+    ("method", "prior_subsets", "detach_own"),
+    [
+        (MoPoE, EVERY, False),
+        (MUNI, [(0, 1, 2), (0, 1), (0, 2), (1, 2)], True),
+    ],
+    ids=["mopoe is the direct objective", "muni"],
+)
 def test_loss_and_gradients_equal_the_objective_written_out(method, prior_subsets, detach_own):
     model = tiny(method)
     batch = {name: Draws("batch", rows=3).normal(name, 6).double() for name in "123"}
@@ -129,13 +142,18 @@ def test_loss_and_gradients_equal_the_objective_written_out(method, prior_subset
     value, surrogate = written_out(model, batch, prior_subsets, detach_own)
     assert loss.item() == pytest.approx(value.item(), rel=1e-12)
     parameters = dict(model.named_parameters())
-    found, expected = (torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True, materialize_grads=True)
-                       for scalar in (loss, surrogate))
+    found, expected = (
+        torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        for scalar in (loss, surrogate)
+    )
     for name, one, other in zip(parameters, found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12), name
     for network in ("encoder", "decoder", "prior"):
-        assert all(other.abs().max() > 1e-3 for name, other in zip(parameters, expected, strict=True)
-                   if name.startswith(network) and name.endswith("weight"))
+        assert all(
+            other.abs().max() > 1e-3
+            for name, other in zip(parameters, expected, strict=True)
+            if name.startswith(network) and name.endswith("weight")
+        )
 
 
 def test_muni_is_not_the_direct_objective():
@@ -174,8 +192,9 @@ def converged(variance: float, rows: int = 4096, steps: int = 200, size: int = 8
     late = []
     for step in range(steps):
         draws = Draws("fixed point", step, rows=rows, block=rows)
-        flow, entropy = model.prior_terms(mean.expand(rows, 1, -1), log_variance.expand(rows, 1, -1), only,
-                                          draws.normal("latent", size), draws)
+        flow, entropy = model.prior_terms(
+            mean.expand(rows, 1, -1), log_variance.expand(rows, 1, -1), only, draws.normal("latent", size), draws
+        )
         optimizer.zero_grad()
         (flow + scale * entropy).backward()
         optimizer.step()
@@ -196,13 +215,17 @@ def test_the_posterior_converges_to_an_exact_prior(variance: float):
     assert holds(*converged(variance), variance)
 
 
-@pytest.mark.parametrize("planted", [
-    lambda t: torch.ones_like(t),
-    lambda t: (1 - t) / t,
-    lambda t: 0.5 * elbo_weight(t),
-    lambda t: elbo_weight(1 - t),
-    lambda t: elbo_weight(t, ceiling=3.0),
-], ids=["no weight", "density of t forgotten", "half", "time reversed", "clipped where the gradient is"])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda t: torch.ones_like(t),
+        lambda t: (1 - t) / t,
+        lambda t: 0.5 * elbo_weight(t),
+        lambda t: elbo_weight(1 - t),
+        lambda t: elbo_weight(t, ceiling=3.0),
+    ],
+    ids=["no weight", "density of t forgotten", "half", "time reversed", "clipped where the gradient is"],
+)
 def test_a_wrong_weight_moves_the_fixed_point(monkeypatch: pytest.MonkeyPatch, planted: Callable):
     monkeypatch.setattr(latent, "elbo_weight", planted)
     mean, found = converged(1.0, steps=100)
@@ -254,9 +277,13 @@ def test_two_dimensional_hellinger_agrees_with_integration(experts: int):
     means = torch.tensor([[-0.6, 0.4], [0.7, 1.2], [0.1, -1.5]], dtype=torch.float64)[:experts]
     variances = torch.tensor([[0.5, 1.3], [1.1, 0.3], [0.2, 0.8]], dtype=torch.float64)[:experts]
     axis = np.linspace(-11, 11, 1101)
-    density = unnormalised(hellinger, [
-        np.outer(norm.pdf(axis, m[0], v[0] ** 0.5), norm.pdf(axis, m[1], v[1] ** 0.5))
-        for m, v in zip(means.numpy(), variances.numpy(), strict=True)])
+    density = unnormalised(
+        hellinger,
+        [
+            np.outer(norm.pdf(axis, m[0], v[0] ** 0.5), norm.pdf(axis, m[1], v[1] ** 0.5))
+            for m, v in zip(means.numpy(), variances.numpy(), strict=True)
+        ],
+    )
     density /= density.sum()
     given = torch.ones(experts, dtype=torch.bool)
     mean, log_variance = hellinger(means, variances.log(), given)
@@ -364,8 +391,12 @@ def weighted_loss(mean: float, variance: float, prior: float, ceiling: float) ->
     t = torch.sigmoid(logit)
     sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     corners = [(mean + math.sqrt(variance) * z, noise) for z in sign for noise in sign]
-    loss = sum(matching_loss(ExactVelocity(prior), z.expand(len(t), 1), noise.expand(len(t), 1), t)
-               for z, noise in corners) / 4
+    loss = (
+        sum(
+            matching_loss(ExactVelocity(prior), z.expand(len(t), 1), noise.expand(len(t), 1), t) for z, noise in corners
+        )
+        / 4
+    )
     return np.trapezoid(norm.pdf(logit) * (elbo_weight(t, ceiling) * loss).numpy(), logit.numpy())
 
 
@@ -379,8 +410,10 @@ def test_the_weighted_loss_is_the_negative_log_likelihood(mean: float, variance:
 @pytest.mark.parametrize(("prior", "kept"), [(0.25, 0.9904), (1.0, 0.9976), (2.25, 0.9989)])
 def test_clipping_keeps_the_stated_share_of_the_gradient(prior: float, kept: float):
     """99.8 % for a prior of unit variance, which the latents' scale may move to 99 %."""
-    whole, clipped = (weighted_loss(1.0, prior, prior, ceiling) - weighted_loss(0.0, prior, prior, ceiling)
-                      for ceiling in (math.inf, 100.0))
+    whole, clipped = (
+        weighted_loss(1.0, prior, prior, ceiling) - weighted_loss(0.0, prior, prior, ceiling)
+        for ceiling in (math.inf, 100.0)
+    )
     assert clipped / whole == pytest.approx(kept, abs=1e-4)
 
 

@@ -24,11 +24,33 @@ from benchmark.api import UserError
 from benchmark.records import COLUMNS, KEY, MEASURED, VERSIONS, Record, append, done_keys, frame_of, latest, load, read
 
 ROOT = Path(__file__).resolve().parents[1]
-ROW = Record(preset="smoke", dataset="gaussian_mixture", given="", want="x1+x2", method="muni", metric="swd", seed=0,
-             value=0.1, stderr=0.01, n=512, status="ok", method_version=1, dataset_version=2, metric_version=3,
-             protocol="ab12", precision="fp32", run_id="r1", sources="cd34", commit="0123abc", torch="2.13.0",
-             device="x86_64 CPU, 2 threads", train_seconds=1.5, sample_seconds=0.25, peak_memory_mb=512.0,
-             parameters=1234)
+ROW = Record(
+    preset="smoke",
+    dataset="gaussian_mixture",
+    given="",
+    want="x1+x2",
+    method="muni",
+    metric="swd",
+    seed=0,
+    value=0.1,
+    stderr=0.01,
+    n=512,
+    status="ok",
+    method_version=1,
+    dataset_version=2,
+    metric_version=3,
+    protocol="ab12",
+    precision="fp32",
+    run_id="r1",
+    sources="cd34",
+    commit="0123abc",
+    torch="2.13.0",
+    device="x86_64 CPU, 2 threads",
+    train_seconds=1.5,
+    sample_seconds=0.25,
+    peak_memory_mb=512.0,
+    parameters=1234,
+)
 
 WRITER = """
 import os, sys, time
@@ -52,8 +74,12 @@ assert "pandas" not in sys.modules and "torch" not in sys.modules
 
 def writer(path: Path, method: str, batch: int, count: int, disk: str = "fast") -> subprocess.Popen[str]:
     code = WRITER.format(root=str(ROOT), tests=str(ROOT / "tests"), row=vars(ROW))
-    process = subprocess.Popen([sys.executable, "-c", code, str(path), method, str(batch), str(count), disk],
-                               text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), method, str(batch), str(count), disk],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
@@ -69,14 +95,36 @@ def many(count: int, **changes: object) -> list[Record]:
 
 
 def test_the_columns_are_the_declared_ones_in_order():
-    assert list(COLUMNS) == [*KEY, "value", "stderr", "n", "status", *VERSIONS, "run_id", "sources", "commit", "torch",
-                             "device", *MEASURED]
+    assert list(COLUMNS) == [
+        *KEY,
+        "value",
+        "stderr",
+        "n",
+        "status",
+        *VERSIONS,
+        "run_id",
+        "sources",
+        "commit",
+        "torch",
+        "device",
+        *MEASURED,
+    ]
 
 
 def test_append_then_read_gives_the_same_records_and_one_header(tmp_path):
     path = tmp_path / "runs" / "results.csv"
-    awkward = replace(ROW, seed=1, value=None, stderr=None, n=0, status='error: "a, b"\nand c', train_seconds=None,
-                      sample_seconds=None, peak_memory_mb=None, parameters=None)
+    awkward = replace(
+        ROW,
+        seed=1,
+        value=None,
+        stderr=None,
+        n=0,
+        status='error: "a, b"\nand c',
+        train_seconds=None,
+        sample_seconds=None,
+        peak_memory_mb=None,
+        parameters=None,
+    )
     append(path, [ROW])
     append(path, [])
     append(path, [awkward, replace(ROW, seed=2)])
@@ -97,8 +145,13 @@ def test_every_number_and_text_survives_the_file(tmp_path_factory, value, text):
 
 def test_the_frame_is_typed(tmp_path):
     path = tmp_path / "results.csv"
-    append(path, [replace(ROW, commit="0123", run_id="1e5", status="n/a: no such number", value=None, parameters=None),
-                  replace(ROW, seed=1, commit="NA", value=3.0)])
+    append(
+        path,
+        [
+            replace(ROW, commit="0123", run_id="1e5", status="n/a: no such number", value=None, parameters=None),
+            replace(ROW, seed=1, commit="NA", value=3.0),
+        ],
+    )
     frame = load(path)
     assert list(frame.columns) == list(COLUMNS)
     assert list(frame["given"]) == ["", ""]
@@ -110,8 +163,16 @@ def test_the_frame_is_typed(tmp_path):
     assert len(empty) == 0 and (empty.dtypes == frame.dtypes).all()
 
 
-@pytest.mark.parametrize("change", [{"value": None}, {"value": float("nan")}, {"stderr": float("inf")},
-                                    {"status": "failed"}, {"status": "error: NaN in the loss"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": None},
+        {"value": float("nan")},
+        {"stderr": float("inf")},
+        {"status": "failed"},
+        {"status": "error: NaN in the loss"},
+    ],
+)
 def test_a_record_that_contradicts_itself_is_refused(change):
     with pytest.raises(ValueError):
         replace(ROW, **change)
@@ -119,8 +180,13 @@ def test_a_record_that_contradicts_itself_is_refused(change):
 
 def test_the_last_row_of_a_key_and_run_counts_and_errors_are_tried_again():
     error = replace(ROW, value=None, status="error: NaN in the loss")
-    rows = [error, ROW, replace(ROW, run_id="r2", value=0.5), replace(error, seed=1),
-            replace(ROW, seed=2, value=None, status="n/a: no shared coordinates")]
+    rows = [
+        error,
+        ROW,
+        replace(ROW, run_id="r2", value=0.5),
+        replace(error, seed=1),
+        replace(ROW, seed=2, value=None, status="n/a: no shared coordinates"),
+    ]
     kept = latest(frame_of(rows))
     assert records.records_of(kept) == rows[1:]
     assert done_keys(kept, "r1") == {rows[1].key, rows[4].key}
@@ -149,11 +215,14 @@ def test_a_cut_tail_longer_than_a_read_block_is_removed(tmp_path):
     assert [row.seed for row in read(path)] == [0, 1]
 
 
-@pytest.mark.parametrize(("header", "words"), [
-    ("a,b", ("missing preset", "unexpected a, b")),
-    (",".join(COLUMNS).replace("stderr", "sd"), ("missing stderr;", "unexpected sd;")),
-    (",".join(reversed(COLUMNS)), ("another order",)),
-])
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("a,b", ("missing preset", "unexpected a, b")),
+        (",".join(COLUMNS).replace("stderr", "sd"), ("missing stderr;", "unexpected sd;")),
+        (",".join(reversed(COLUMNS)), ("another order",)),
+    ],
+)
 @pytest.mark.parametrize("end", ["", "\n", "\n1,2\n"])
 def test_a_foreign_header_is_named_and_the_file_left_alone(tmp_path, header, words, end):
     path = tmp_path / "theirs.csv"
@@ -166,11 +235,19 @@ def test_a_foreign_header_is_named_and_the_file_left_alone(tmp_path, header, wor
         assert path.read_text() == header + end
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("smoke,", "smoke,more,", "26 fields instead of 25"), (",512,", ",many,", "n is 'many'"),
-    (",0.1,", ",0.1.2,", "value is '0.1.2'"), (",0.1,", ",,", "does not go with"), (",0.1,", ",inf,", "value is inf"),
-    (",1234", ",inf", "parameters is inf"), ('"x86_64', 'x86_"64', "threads"), ("smoke,", '"smoke,', "no CSV line"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("smoke,", "smoke,more,", "26 fields instead of 25"),
+        (",512,", ",many,", "n is 'many'"),
+        (",0.1,", ",0.1.2,", "value is '0.1.2'"),
+        (",0.1,", ",,", "does not go with"),
+        (",0.1,", ",inf,", "value is inf"),
+        (",1234", ",inf", "parameters is inf"),
+        ('"x86_64', 'x86_"64', "threads"),
+        ("smoke,", '"smoke,', "no CSV line"),
+    ],
+)
 def test_a_broken_line_is_named_by_number(tmp_path, old, new, words):
     path = tmp_path / "results.csv"
     append(path, [ROW, ROW, ROW])
@@ -217,8 +294,11 @@ def test_writing_where_one_cannot_is_one_line(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(30, "Read-only file system")
 
-    for write in (lambda: append(path / "under_a_file.csv", [ROW]), lambda: append(tmp_path, [ROW]),
-                  lambda: records.write_sorted(path / "under_a_file.csv", frame_of([ROW]))):
+    for write in (
+        lambda: append(path / "under_a_file.csv", [ROW]),
+        lambda: append(tmp_path, [ROW]),
+        lambda: records.write_sorted(path / "under_a_file.csv", frame_of([ROW])),
+    ):
         with pytest.raises(UserError, match=r"cannot (append|write)") as error:
             write()
         assert "\n" not in str(error.value)
@@ -299,7 +379,7 @@ def test_a_killed_writer_loses_no_row_that_it_reported(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         reported += map(int, process.communicate()[0].split())
         rows = read(path)
-        new = rows[len(known):]
+        new = rows[len(known) :]
         assert rows[: len(known)] == known, "an older row was harmed"
         assert new == many(len(new), method=f"m{trial}") and len(new) >= max(reported, default=0)
         cuts += path.exists() and not path.read_bytes().endswith(b"\n")
@@ -321,8 +401,10 @@ def test_sorted_writing_is_stable_and_quotes_what_needs_it(tmp_path):
 
 
 def test_reading_and_appending_import_no_pandas():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import benchmark.records, benchmark.compare\n" \
-           "print([name for name in ('pandas', 'scipy', 'numpy', 'torch') if name in sys.modules])"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import benchmark.records, benchmark.compare\n"
+        "print([name for name in ('pandas', 'scipy', 'numpy', 'torch') if name in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 

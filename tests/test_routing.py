@@ -26,7 +26,7 @@ from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
 from baselines.mvae import MVAE
 from benchmark import registry
-from benchmark.api import Modality
+from benchmark.api import Inapplicable, Modality
 from benchmark.config import Config, resolve
 from benchmark.runtime import Draws, seeded
 from models.experts import hellinger, product
@@ -66,9 +66,12 @@ class Routes:
 
     def targets(self) -> dict[str, dict[str, str]]:
         """Subset -> target -> the experts that its reconstruction trains."""
-        return {self.relabel(subset): {self.relabel(target): self.relabel(experts)
-                                       for target, experts in entry.items() if target != "weight"}
-                for subset, entry in self.entries["given"].items()}
+        return {
+            self.relabel(subset): {
+                self.relabel(target): self.relabel(experts) for target, experts in entry.items() if target != "weight"
+            }
+            for subset, entry in self.entries["given"].items()
+        }
 
     def prior(self) -> dict[str, str]:
         """Subset -> the experts that the prior term trains."""
@@ -87,8 +90,11 @@ class Routes:
         if TABLE[self.method]["prior_draw"] == "same":
             assert given == prior
             return {(subset, targets[subset], subset): weight for subset, weight in given.items()}
-        return {(subset, targets[subset], told): weight * share
-                for subset, weight in given.items() for told, share in prior.items()}
+        return {
+            (subset, targets[subset], told): weight * share
+            for subset, weight in given.items()
+            for told, share in prior.items()
+        }
 
 
 def tables() -> Iterator[Routes]:
@@ -103,10 +109,17 @@ def tables() -> Iterator[Routes]:
 @cache
 def configuration() -> Config:
     tiny = {"latent_size": 4, "private_size": 3, "encoder_grad_scale": 0.5, "prior_steps": 2, "decoder_steps": 2}
-    tiny |= {f"{part}_{size}": value for part in ("encoder", "decoder", "prior")
-             for size, value in (("width", 8), ("depth", 1))}
-    return resolve(registry.card("dataset", "gaussian_mixture"), None, "smoke",
-                   [f"{field}={value}" for field, value in tiny.items()]).config
+    tiny |= {
+        f"{part}_{size}": value
+        for part in ("encoder", "decoder", "prior")
+        for size, value in (("width", 8), ("depth", 1))
+    }
+    return resolve(
+        registry.card("dataset", "gaussian_mixture"),
+        None,
+        "smoke",
+        [f"{field}={value}" for field, value in tiny.items()],
+    ).config
 
 
 def build(method: type) -> LatentModel:
@@ -147,8 +160,12 @@ def counts(*masks: Tensor) -> Counter:
     """How many rows hold each combination of subsets."""
     code = sum((m.long() @ torch.tensor([1, 2, 4])) * 8**place for place, m in enumerate(masks))
     found = torch.bincount(code, minlength=8 ** len(masks))
-    return Counter({tuple(spell(int(k) // 8**place % 8) for place in range(len(masks))): int(found[k])
-                    for k in found.nonzero().flatten()})
+    return Counter(
+        {
+            tuple(spell(int(k) // 8**place % 8) for place in range(len(masks))): int(found[k])
+            for k in found.nonzero().flatten()
+        }
+    )
 
 
 def drawn(model: LatentModel, observed: str, draws: Any) -> Route:
@@ -206,19 +223,27 @@ def gradient_faults(model: LatentModel, every: Route, table: Routes) -> Iterator
                 auxiliary = {f"auxiliary {target}"} if target in table.private(given, "auxiliary") else set()
                 expected = trained(targets[target], private) | auxiliary | fusion | {f"decoder {target}"}
             only = route.targets & mask(target, len(route.targets))
-            found = reached(model, table.observed, replace(route, targets=only), card.stages[0][0],
-                            prior_weight=0.0, encoder_grad_scale=0.0)
+            found = reached(
+                model,
+                table.observed,
+                replace(route, targets=only),
+                card.stages[0][0],
+                prior_weight=0.0,
+                encoder_grad_scale=0.0,
+            )
             yield from reach_faults(f"reconstruction of {target} from {given}", expected, found)
     for subset, experts in table.prior().items():
         route = route_of(every, prior=subset)
         private = {f"private {i}" for i in table.private(subset, "divergence")}
-        found = reached(model, table.observed, replace(route, targets=torch.zeros_like(route.targets)),
-                        card.stages[-1][0])
+        found = reached(
+            model, table.observed, replace(route, targets=torch.zeros_like(route.targets)), card.stages[-1][0]
+        )
         yield from reach_faults(f"prior on {subset or 'none'}", trained(experts, private) | {"prior"}, found)
     for subset, entry in table.entries.get("divergence", {}).items():
         route = route_of(every, given=subset)
-        found = reached(model, table.observed, replace(route, targets=torch.zeros_like(route.targets)),
-                        card.stages[0][0])
+        found = reached(
+            model, table.observed, replace(route, targets=torch.zeros_like(route.targets)), card.stages[0][0]
+        )
         yield from reach_faults(f"divergence of {subset}", trained(entry["experts"], set()) | fusion, found)
 
 
@@ -238,7 +263,7 @@ def route_of(every: Route, **part: str) -> Route:
 
     A subset that is never drawn is the law's fault, and reported there: any row with that subset serves here.
     """
-    (name, subset), = part.items()
+    ((name, subset),) = part.items()
     alike = (getattr(every, name) == mask(subset, Enumeration.rows)).all(-1)
     row = alike.int().argmax().expand(4)
     return replace(Route(every.given[row], every.targets[row], every.prior[row]), **{name: mask(subset, 4)})
@@ -270,10 +295,16 @@ def parts(model: LatentModel) -> Iterator[tuple[str, list[Tensor]]]:
     latent = model.config.latent_size
     named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(torch.isfinite(gradient).all() for gradient in named.values())
-    heads = [gradient.unflatten(-1, (2, -1)) for name, gradient in named.items()
-             if name.startswith(("encoder.skip", "encoder.leave"))]
-    body = [gradient for name, gradient in named.items()
-            if name.startswith("encoder.") and not name.startswith(("encoder.skip", "encoder.leave"))]
+    heads = [
+        gradient.unflatten(-1, (2, -1))
+        for name, gradient in named.items()
+        if name.startswith(("encoder.skip", "encoder.leave"))
+    ]
+    body = [
+        gradient
+        for name, gradient in named.items()
+        if name.startswith("encoder.") and not name.startswith(("encoder.skip", "encoder.leave"))
+    ]
     decoder = [gradient for name, gradient in named.items() if name.startswith("decoder.")]
     auxiliary = [gradient for name, gradient in named.items() if name.startswith("auxiliary")]
     for k, number in enumerate(NUMBERS):
@@ -307,15 +338,22 @@ def inference_faults(model: LatentModel, table: Routes) -> Iterator[str]:
         if rule == "condition":
             yield from condition_faults(model, subset)
             continue
-        chosen = {(subset,): Fraction(1)} if rule == "all given" else {
-            (member,): Fraction(1, len(subset)) for member in subset}
+        chosen = (
+            {(subset,): Fraction(1)}
+            if rule == "all given"
+            else {(member,): Fraction(1, len(subset)) for member in subset}
+        )
         found = counts(model.inference(mask(subset, Enumeration.rows), Enumeration()))
         yield from differences(chosen, shares(found), f"inference from {subset}, share of")
         asked = model.inference(mask(subset, 4), Draws("infer", rows=4))
         model.zero_grad(set_to_none=True)
         model.infer(batch_of(subset), Draws("infer", rows=4))[0].square().sum().backward()
-        experts = {name[-1] for name, gradients in parts(model) if name.startswith("expert")
-                   if any(bool((g != 0).any()) for g in gradients)}
+        experts = {
+            name[-1]
+            for name, gradients in parts(model)
+            if name.startswith("expert")
+            if any(bool((g != 0).any()) for g in gradients)
+        }
         expected = {number for number, member in zip(NUMBERS, asked[0], strict=True) if member}
         if experts != expected:
             yield f"inference from {subset} reads experts {sorted(experts)}, not {sorted(expected)}"
@@ -326,7 +364,7 @@ def condition_faults(model: LatentModel, subset: str) -> Iterator[str]:
     if len(subset) > 1:
         try:
             model.infer(batch_of(subset), Draws("infer", rows=4))
-        except ValueError:
+        except Inapplicable:
             return
         yield f"inference from {subset} is not refused"
         return
@@ -466,8 +504,11 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "observed", "planted", "fault"), PLANTED, ids=lambda value: getattr(
-    value, "__name__", None) if isinstance(value, type) else None)
+@pytest.mark.parametrize(
+    ("method", "observed", "planted", "fault"),
+    PLANTED,
+    ids=lambda value: getattr(value, "__name__", None) if isinstance(value, type) else None,
+)
 def test_a_planted_wrong_route_is_found(method: str, observed: str, planted: type, fault: str):
     assert any(fault in line for line in faults(planted, Routes(method, observed)))
 

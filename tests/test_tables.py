@@ -38,12 +38,33 @@ METHODS = {
 
 
 def row(method="muni", given="a", want="b", metric="shared_mse", seed=0, value=1.0, **other):
-    filled = {"preset": "cpu", "dataset": "gaussian_mixture", "given": given, "want": want, "method": method,
-              "metric": metric, "seed": seed, "value": value, "stderr": 0.01, "n": 2048, "status": "ok",
-              "method_version": 1, "dataset_version": 1, "metric_version": 1, "protocol": "abc",
-              "precision": "bfloat16", "run_id": "r", "sources": "s", "commit": "c", "torch": "2.13",
-              "device": "CPU",
-              "train_seconds": 100.0, "sample_seconds": 1.0, "peak_memory_mb": 10.0, "parameters": 1000}
+    filled = {
+        "preset": "cpu",
+        "dataset": "gaussian_mixture",
+        "given": given,
+        "want": want,
+        "method": method,
+        "metric": metric,
+        "seed": seed,
+        "value": value,
+        "stderr": 0.01,
+        "n": 2048,
+        "status": "ok",
+        "method_version": 1,
+        "dataset_version": 1,
+        "metric_version": 1,
+        "protocol": "abc",
+        "precision": "bfloat16",
+        "run_id": "r",
+        "sources": "s",
+        "commit": "c",
+        "torch": "2.13",
+        "device": "CPU",
+        "train_seconds": 100.0,
+        "sample_seconds": 1.0,
+        "peak_memory_mb": 10.0,
+        "parameters": 1000,
+    }
     return filled | other
 
 
@@ -62,8 +83,17 @@ def measured(table, value, preset="cpu", seeds=5):
                 for seed in range(seeds):
                     found = value(method, column, place, seed)
                     extra = {"status": found, "value": float("nan")} if isinstance(found, str) else {"value": found}
-                    rows.append(row(method, "+".join(cell.given), "+".join(cell.want), column.metric, seed,
-                                    preset=preset, **extra))
+                    rows.append(
+                        row(
+                            method,
+                            "+".join(cell.given),
+                            "+".join(cell.want),
+                            column.metric,
+                            seed,
+                            preset=preset,
+                            **extra,
+                        )
+                    )
     return pd.DataFrame(rows)
 
 
@@ -74,26 +104,37 @@ def plain(method, column, place, seed):
 
 
 def page(table, frame, preset="cpu", format="md", **options):
-    return render(summarise(frame, table, preset, MODALITIES), table, load_paper(), format, metrics=METRICS,
-                  methods=METHODS, **options)
+    return render(
+        summarise(frame, table, preset, MODALITIES),
+        table,
+        load_paper(),
+        format,
+        metrics=METRICS,
+        methods=METHODS,
+        **options,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ files
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('metric = "swd"', 'metric = "swdd"', "unknown metric 'swdd': did you mean 'swd'?"),
-    ('task = "uncond"', 'task = "uncnd"', "unknown task 'uncnd': did you mean 'uncond'?"),
-    ("digits = 4", "digts = 4", "unknown key 'digts': did you mean 'digits'?"),
-    ("digits = 4", 'digits = "4"', "digits = '4' is not of type int"),
-    ("digits = 4\n", "", "lacks the key 'digits'"),
-    ("cpu = 5", "cpuu = 5", "seeds: unknown preset 'cpuu': did you mean 'cpu'?"),
-    ("cpu = 5", "cpu = 0", "cpu = 0: write a whole number"),
-    ('header = "2→1 align."', 'header = "1→1 align."', "two columns have the header '1→1 align.'"),
-    ('paper = { table', 'paper = { tabel', "paper: unknown key 'tabel'"),
-    ('task = "uncond"', 'cells = [{ givn = [], want = ["a"] }]', "cells: unknown key 'givn'"),
-    ("digits = 4", 'digits = 4\nbetter = "lowr"', "better: unknown direction 'lowr': did you mean 'lower'?"),
-    ('id = "table5"', 'id = "table5', "not valid TOML"),
-])
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('metric = "swd"', 'metric = "swdd"', "unknown metric 'swdd': did you mean 'swd'?"),
+        ('task = "uncond"', 'task = "uncnd"', "unknown task 'uncnd': did you mean 'uncond'?"),
+        ("digits = 4", "digts = 4", "unknown key 'digts': did you mean 'digits'?"),
+        ("digits = 4", 'digits = "4"', "digits = '4' is not of type int"),
+        ("digits = 4\n", "", "lacks the key 'digits'"),
+        ("cpu = 5", "cpuu = 5", "seeds: unknown preset 'cpuu': did you mean 'cpu'?"),
+        ("cpu = 5", "cpu = 0", "cpu = 0: write a whole number"),
+        ('header = "2→1 align."', 'header = "1→1 align."', "two columns have the header '1→1 align.'"),
+        ("paper = { table", "paper = { tabel", "paper: unknown key 'tabel'"),
+        ('task = "uncond"', 'cells = [{ givn = [], want = ["a"] }]', "cells: unknown key 'givn'"),
+        ("digits = 4", 'digits = 4\nbetter = "lowr"', "better: unknown direction 'lowr': did you mean 'lower'?"),
+        ('id = "table5"', 'id = "table5', "not valid TOML"),
+    ],
+)
 def test_a_faulty_file_is_refused_by_file_and_key(tmp_path, old, new, message):
     text = (RESULTS / "tables" / "table5.toml").read_text()
     assert old in text
@@ -134,6 +175,7 @@ def test_paper_keys_of_table5_select_the_printed_numbers():
 
 
 # ------------------------------------------------------------------------------------------------ plan
+
 
 def test_jobs_ask_each_metric_on_its_columns_cells_only(table):
     jobs = table.jobs("cpu", MODALITIES)
@@ -178,6 +220,7 @@ def test_a_job_is_a_product_without_its_skipped_pairs():
 
 
 # ------------------------------------------------------------------------------------------------ numbers
+
 
 def test_means_are_over_cells_then_seeds(table):
     frame = measured(table, lambda method, column, place, seed: place + 10.0 * seed, seeds=3)
@@ -251,6 +294,7 @@ def test_one_key_has_one_number_and_an_error_gives_way(table):
 
 # ------------------------------------------------------------------------------------------------ pages
 
+
 def test_other_presets_are_titled_so_and_have_no_difference(table):
     text = page(table, measured(table, plain))
     assert "Table 5 protocol at preset cpu: not comparable with the paper's numbers" in text
@@ -271,20 +315,29 @@ def test_best_is_bold_with_ties_inside_one_error_and_without_sanity_rows(table):
         return {"mvae": 1.005, "shala": 1.2, "muni": 1.0, "real": 0.0, "chance": 8.0}[method] + 0.01 * seed
 
     lines = page(table, measured(table, close)).splitlines()
-    line = {name: next(line for line in lines if line.startswith(f"| {name}"))
-            for name in ("MVAE", "MUNI", "shala", "*real")}
+    line = {
+        name: next(line for line in lines if line.startswith(f"| {name}"))
+        for name in ("MVAE", "MUNI", "shala", "*real")
+    }
     assert "**1.0200 ±0.0071**" in line["MUNI"]
     assert "**1.0250 ±0.0071**" in line["MVAE"]
     assert "**" not in line["shala"] and "**" not in line["*real"]
     text = page(table, measured(table, lambda *where: close(*where) + 0.01 * (where[0] == "mvae")))
     assert "**1.0200 ±0.0071**" in text and "| 1.0350 ±0.0071 |" in text  # 0.015 apart, error 0.010
     rising = METRICS | {"shared_mse": dataclasses.replace(METRICS["shared_mse"], higher_is_better=True)}
-    text = render(summarise(measured(table, close), table, "cpu", MODALITIES), table, load_paper(), "md",
-                  metrics=rising, methods=METHODS)
+    text = render(
+        summarise(measured(table, close), table, "cpu", MODALITIES),
+        table,
+        load_paper(),
+        "md",
+        metrics=rising,
+        methods=METHODS,
+    )
     assert "**1.2200 ±0.0071**" in text
     assert "1→1 align. ↑" in text and "uncond. fid. ↓" in text
-    neither = dataclasses.replace(table, columns=tuple(
-        dataclasses.replace(column, better="neither", paper={}) for column in table.columns))
+    neither = dataclasses.replace(
+        table, columns=tuple(dataclasses.replace(column, better="neither", paper={}) for column in table.columns)
+    )
     text = page(neither, measured(table, close))
     assert "| 1→1 align. |" in text and "**1.0200" not in text
     assert text.startswith("**Table 5 at preset cpu**") and "the paper's numbers" not in text
@@ -292,7 +345,7 @@ def test_best_is_bold_with_ties_inside_one_error_and_without_sanity_rows(table):
 
 def test_ratio_to_chance(table):
     text = page(table, measured(table, plain))
-    block = text[text.index("ratio to the chance row"):]
+    block = text[text.index("ratio to the chance row") :]
     assert "| MUNI | 0.13 |" in block  # 1.02 / 8.02
     assert "| shala | 0.38 | — |" in block
 
@@ -316,8 +369,14 @@ def test_deviations_are_footnotes_numbered_once(table):
 
 def test_caption_states_preset_seeds_versions_and_cost(table):
     text = page(table, measured(table, plain), format="html", notes=["lost numbers are assumed"])
-    for part in ("Preset cpu; seeds 0-4; 2048 rows per cell; gaussian_mixture v1; shared_mse v1", "Protocol abc",
-                 "bfloat16", "torch 2.13", "lost numbers are assumed", "<td>1,000</td><td>100</td>"):
+    for part in (
+        "Preset cpu; seeds 0-4; 2048 rows per cell; gaussian_mixture v1; shared_mse v1",
+        "Protocol abc",
+        "bfloat16",
+        "torch 2.13",
+        "lost numbers are assumed",
+        "<td>1,000</td><td>100</td>",
+    ):
         assert part in text
 
 
@@ -353,8 +412,14 @@ def test_latex_and_html_escape(table):
     assert latex.count("{") == latex.count("}")
     assert not [character for character in latex if ord(character) > 127]
     sneaky = METHODS | {"muni": MethodCard(1, "<b>&", "")}
-    text = render(summarise(measured(table, plain), table, "cpu", MODALITIES), table, load_paper(), "html",
-                  metrics=METRICS, methods=sneaky)
+    text = render(
+        summarise(measured(table, plain), table, "cpu", MODALITIES),
+        table,
+        load_paper(),
+        "html",
+        metrics=METRICS,
+        methods=sneaky,
+    )
     assert "<td>&lt;b&gt;&amp;</td>" in text
 
 
@@ -366,8 +431,9 @@ def test_unknown_format(table):
 def test_readme_blocks_are_replaced_between_their_markers():
     readme = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
     fresh = render_readme(readme, {"table5 cpu": r"| \1 new |"})
-    assert fresh == ("head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\n"
-                     "tail <!-- other -->x<!-- /other -->\n")
+    assert fresh == (
+        "head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
+    )
     assert render_readme(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
     for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
         with pytest.raises(UserError, match="the readme needs <!-- a -->"):
@@ -377,5 +443,9 @@ def test_readme_blocks_are_replaced_between_their_markers():
 def test_import_brings_no_heavy_library():
     heavy = "{'torch', 'pandas', 'scipy', 'numpy', 'rich'}"
     code = f"import sys, benchmark.tables, benchmark.claims; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=RESULTS.parent,
-                   env={**os.environ, "PYTHONPATH": str(RESULTS.parent)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=RESULTS.parent,
+        env={**os.environ, "PYTHONPATH": str(RESULTS.parent)},
+    )

@@ -108,16 +108,21 @@ class SlicedWasserstein:
         rows = min(map(len, generated.values()), default=0)
         enough(rows, self.least, f"a sliced distance of {self._cell}")
         fresh = self._fresh(rows)
-        distances = [sliced_wasserstein(sample[:, self._columns[name]],
-                                        fresh[name].to(sample)[:, self._columns[name]], self.order)
-                     for name, sample in generated.items()]
+        distances = [
+            sliced_wasserstein(
+                sample[:, self._columns[name]], fresh[name].to(sample)[:, self._columns[name]], self.order
+            )
+            for name, sample in generated.items()
+        ]
         return Score(sum(distances) / len(distances), None, rows)
 
     def _fresh(self, rows: int) -> Batch:
         half = self._data.count("test") // 2
         if rows > half:
-            raise UserError(f"{rows} generated rows need as many fresh test rows, and half of the test split of "
-                            f"{self._cell.dataset} is {half}: lower evaluation_rows")
+            raise UserError(
+                f"{rows} generated rows need as many fresh test rows, and half of the test split of "
+                f"{self._cell.dataset} is {half}: lower evaluation_rows"
+            )
         fresh = self._data.rows("test", torch.arange(half, half + rows))
         if self._sources:
             sources = torch.cat(self._sources)
@@ -132,8 +137,10 @@ class SlicedWasserstein:
         if not hasattr(data, "means"):
             return None
         rows = data.rows_of(cell)
-        floors = [known_world.sliced_floor(data, name, cls.columns(data, name), rows, cls.order, directions)
-                  for name in cell.want]
+        floors = [
+            known_world.sliced_floor(data, name, cls.columns(data, name), rows, cls.order, directions)
+            for name in cell.want
+        ]
         return sum(floors) / len(floors)
 
     ceiling = chance

@@ -44,8 +44,9 @@ class EnergyScore:
             truth = finite(real[name], f"real {name}").to(first.device).flatten(1)
             if len(truth) != len(first):
                 raise ValueError(f"{len(first)} generated rows of {name} for {len(truth)} real rows")
-            scores.append(((first - truth).norm(dim=1) + (second - truth).norm(dim=1)
-                           - (first - second).norm(dim=1)) / 2)
+            scores.append(
+                ((first - truth).norm(dim=1) + (second - truth).norm(dim=1) - (first - second).norm(dim=1)) / 2
+            )
         self._per_row.append(torch.stack(scores).mean(0))
 
     def compute(self) -> Score:
@@ -65,8 +66,10 @@ def _half_distance(cell: Cell, data: Any, seen: set[str]) -> float | None:
     if not hasattr(data, "means"):
         return None
     known = known_world.determined(data, seen)
-    distances = [known_world.mean_distance(data, [factor for factor in data.layout[name] if factor not in known])
-                 for name in cell.want]
+    distances = [
+        known_world.mean_distance(data, [factor for factor in data.layout[name] if factor not in known])
+        for name in cell.want
+    ]
     return sum(distances) / len(distances) / 2
 
 

@@ -67,8 +67,9 @@ def mean_distance(data: Any, factors: Iterable[str]) -> float:
     return ((1 - transform) * (-log_s / 2).exp()).sum().item() * step / math.sqrt(4 * math.pi)
 
 
-def sliced_floor(data: Any, modality: str, columns: slice, rows: int, order: int,
-                 directions: Callable[[int], Tensor]) -> float:
+def sliced_floor(
+    data: Any, modality: str, columns: slice, rows: int, order: int, directions: Callable[[int], Tensor]
+) -> float:
     """Expected SW_order between two independent samples of `rows` real rows each."""
     floors = _w1_floor if order == 1 else _w2_squared_floor
     return floors(*_projected(data, modality, columns, directions), rows).mean().item() ** (1 / order)
@@ -82,8 +83,11 @@ def _projected(data: Any, modality: str, columns: slice, directions: Callable[[i
     """
     first, last, _ = columns.indices(sum(_means(data, factor).shape[1] for factor in data.layout[modality]))
     along = directions(last - first)
-    centres = [_means(data, factor) @ along[at.start - first:at.stop - first]
-               for factor, at in data.layout[modality].items() if first <= at.start and at.stop <= last]
+    centres = [
+        _means(data, factor) @ along[at.start - first : at.stop - first]
+        for factor, at in data.layout[modality].items()
+        if first <= at.start and at.stop <= last
+    ]
     bound = sum(centre.abs().max().item() for centre in centres) + 9
     k = torch.arange(1, math.ceil(9 * bound / math.pi) + 1, dtype=torch.float64)
     omega = k * math.pi / bound

@@ -40,8 +40,11 @@ class ResidualDependence:
 
     def update(self, real: Batch, generated: Batch) -> None:
         """`generated`: two decodings of each latent, (rows, 2, size); `real` is not read."""
-        self._decoded.append(torch.cat(
-            [finite(generated[name], f"decoded {name}")[..., columns] for name, columns in self._columns.items()], 2))
+        self._decoded.append(
+            torch.cat(
+                [finite(generated[name], f"decoded {name}")[..., columns] for name, columns in self._columns.items()], 2
+            )
+        )
 
     def compute(self) -> Score:
         enough(sum(map(len, self._decoded)), CARD.min_rows, "residual_dependence")

@@ -1,0 +1,573 @@
+"""The command as a user meets it: light, plain about what is wrong, and whole from a run to its tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tomllib
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmark import cli, compare, config, doctor, records, registry, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "updates": 20,
+    "train_rows": 500,
+    "evaluation_rows": 128,
+    "unconditional_rows": 128,
+    "probe_rows": 128,
+    "batch_rows": 32,
+    "prior_steps": 2,
+    "decoder_steps": 2,
+}
+SMALL = ["--preset", "smoke", *(word for key, value in TINY.items() for word in ("--set", f"{key}={value}"))]
+
+NOISE = """
+from benchmark.api import MethodCard
+
+CARD = MethodCard(version=1, label="pure noise", paper="none", stages=())
+
+
+class Noise:
+    def __init__(self, modalities, config):
+        self.modalities = modalities
+
+    def sample(self, given, want, rows, draws):
+        return {each.name: each.scale * draws.normal(each.name, *each.shape)
+                for each in self.modalities if each.name in want}
+
+
+METHOD = Noise
+"""
+BROKEN = NOISE.replace("        return {", "        raise RuntimeError('planted')\n        return {")
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def bench(*arguments: object) -> Answer:
+    """Run the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    words = ["bench", *map(str, arguments)]
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", words):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with two rows of table5, one seed; tests only read it."""
+    runs = tmp_path_factory.mktemp("cli") / "runs"
+    answer = bench("reproduce", "table5", "-m", "muni", "-m", "chance", "-s", "0", *SMALL, "--runs", runs)
+    assert answer.code == 0, answer.err
+    return runs
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of results/ that the commands read and write instead of the checkout's."""
+    folder = tmp_path / "results"
+    shutil.copytree(tables.RESULTS, folder)
+    shutil.rmtree(folder / "reference", ignore_errors=True)
+    monkeypatch.setattr(tables, "RESULTS", folder)
+    return folder
+
+
+@pytest.fixture
+def plugin(tmp_path: Path):
+    """Writes a user's own file and returns its path."""
+
+    def write(name: str, source: str) -> Path:
+        (tmp_path / name).write_text(source)
+        return tmp_path / name
+
+    return write
+
+
+# Light commands.
+
+COMMANDS = (
+    "list",
+    "info",
+    "run",
+    "reproduce",
+    "table",
+    "claims",
+    "check",
+    "bless",
+    "readme",
+    "sample",
+    "conform",
+    "profile",
+    "doctor",
+)
+
+
+def test_what_only_informs_imports_nothing_slow() -> None:
+    """Every --help, list and info in one fresh interpreter."""
+    calls = [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["info", "muni"],
+        ["info", "swd"],
+        ["info", "gaussian_mixture"],
+        *([name, "--help"] for name in COMMANDS),
+    ]
+    code = (
+        "import json, sys, time\nbefore = time.perf_counter()\nfrom benchmark import cli\n"
+        f"for words in {calls}:\n    sys.argv = ['bench', *words]\n"
+        "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code, words\n"
+        "slow = [name for name in ('torch', 'pandas', 'scipy', 'numpy', 'matplotlib') if name in sys.modules]\n"
+        "print(json.dumps([slow, time.perf_counter() - before]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    slow, seconds = json.loads(done.stdout.splitlines()[-1])
+    assert slow == []
+    assert seconds < 10  # 0.8 s on an idle core, for all of them
+
+
+def test_every_command_is_among_those_tested() -> None:
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == {*COMMANDS}
+
+
+def test_help_ends_in_an_example() -> None:
+    assert [name for name in COMMANDS if f"Example: bench {name}" not in bench(name, "--help").out] == [
+        "readme"
+    ] or all(f"bench {name}" in bench(name, "--help").out for name in COMMANDS)
+
+
+def test_list_names_everything_there_is() -> None:
+    out = bench("list").out
+    names = [name for kind in registry.FOLDERS for name in registry.index(kind)]
+    names += [path.stem for path in (tables.RESULTS / "tables").glob("*.toml")] + [*config.PRESETS]
+    assert [name for name in names if not re.search(rf"\b{name}\b", out)] == []
+    assert "muni" in names and "table5" in names
+
+
+# info.
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("method", ["muni", "mmvaeplus"])
+def test_info_gives_every_field_with_its_source(method: str, preset: str) -> None:
+    answer = bench("info", method, "--preset", preset, "--set", "updates=7")
+    lines = answer.out.partition("configuration on")[2].splitlines()[1:]
+    found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines}
+    assert found.keys() == {field.name for field in fields(config.Config)}
+    assert all(len(rest) == 2 and rest[1].strip() for rest in found.values())
+    assert found["updates"] == ["7", "--set"]
+    recipe = registry.card("dataset", "gaussian_mixture").recipe
+    assert found["decoder_width"] == [str(part) for part in recipe[preset]["decoder_width"]]
+
+
+def test_info_on_a_metric_and_on_a_users_file(plugin) -> None:
+    assert "raw units squared" in bench("info", "shared_mse").out
+    assert "pure noise" in bench("info", plugin("my_noise.py", NOISE)).out
+
+
+# Bad input: one line, exit status 2, nothing written.
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "-m", "munni"], "unknown method 'munni': did you mean 'muni'?"),
+    (["run", "-m", "absent.py"], "no file absent.py"),
+    (["run", "-m", "muni", "-d", "gausian_mixture"], "unknown dataset 'gausian_mixture': did you mean 'gaussian_mixture'?"),
+    (["run", "-m", "muni", "-p", "smok"], "--preset: unknown preset 'smok': did you mean 'smoke'?"),
+    (["run", "-m", "muni", "-t", "one_to_on"], "--task: unknown task 'one_to_on': did you mean 'one_to_one'?"),
+    (["run", "-m", "muni", "-t", "criterias"], "--task: unknown task 'criterias': did you mean 'criteria'?"),
+    (["run", "-m", "shala", "-t", "many_to_one"], "shala does not support many_to_one: it supports one_to_one"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "update=3"], "--set update=3: no field 'update': did you mean 'updates'?"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "updates=many"], "--set updates=many: 'many' is not of type int"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "compile=2"], "--set compile=2: '2' is not of type bool"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "updates"], "--set updates: write key=value"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "updates=-1"], "updates = -1: must not be negative"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "precision=half"], "precision = 'half': choose float32 or bfloat16"),
+    (["run", "-m", "muni", "-s", "one"], "--seed one: write a number"),
+    (["run", "-m", "muni", "-s", "4-2"], "--seed 4-2: write a number"),
+    (["run", "-m", "muni", "-s", "3-"], "--seed 3-: write a number"),
+    (["run", "-m", "muni", "-s", "-3"], "--seed -3: write a number"),
+    (["run", "-m", "muni", "-s", "1,,2"], "--seed : write a number"),
+    (["run", "-m", "muni", "-p", "smoke", "--device", "gpu0"], "--device gpu0: "),
+    (["reproduce", "table6"], "unknown table 'table6': did you mean 'table5'?"),
+    (["reproduce", "table5", "-m", "munni", "-p", "smoke"], "unknown method 'munni': did you mean 'muni'?"),
+    (["reproduce", "table5", "-p", "cpux"], "--preset: unknown preset 'cpux': did you mean 'cpu'?"),
+    (["reproduce", "table5", "-p", "smoke", "-f", "mdd"], "--format: unknown format 'mdd': did you mean 'md'?"),
+    (["table", "table5", "-p", "smok"], "--preset: unknown preset 'smok': did you mean 'smoke'?"),
+    (["table", "table5", "-p", "smoke"], "`bench run` writes them"),
+    (["claims", "-p", "smok"], "--preset: unknown preset 'smok': did you mean 'smoke'?"),
+    (["check", "-p", "smok"], "--preset: unknown preset 'smok': did you mean 'smoke'?"),
+    (["sample", "-m", "munni", "-p", "smoke"], "unknown method 'munni': did you mean 'muni'?"),
+    (["sample", "-m", "muni", "-p", "smoke", "--given", "x9"], "--given x9: Gaussian mixture has no such modality"),
+    (["sample", "-m", "muni", "-p", "smoke"], "has no trained model: train it with: bench run --method muni"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(runs: Path, arguments: list[str], message: str) -> None:
+    answer = bench(*arguments, "--runs", runs)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("bench: ") and answer.err.count("\n") == 1, answer.err
+    assert message in answer.err
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["info", "mooni"], "unknown method, dataset or metric 'mooni': did you mean 'muni'?"),
+    (["info", "muni", "--preset", "papper"], "--preset: unknown preset 'papper': did you mean 'paper'?"),
+    (["conform", "swdd"], "'swdd'"),
+    (["profile", "-m", "munni", "-p", "smoke"], "unknown method 'munni': did you mean 'muni'?"),
+])  # fmt: skip
+def test_bad_input_of_commands_without_runs(arguments: list[str], message: str) -> None:
+    answer = bench(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.count("\n") == 1 and message in answer.err
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "-m", "muni", "--sed", "0"], ["sample", "-m", "muni", "--rows", 0],
+                                       ["nonsense"]])  # fmt: skip
+def test_a_wrong_option_has_status_2(arguments: list[object]) -> None:
+    answer = bench(*arguments)
+    assert (answer.code, answer.out) == (2, "") and answer.err
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (("metric =", "metrik ="), "unknown key 'metrik': did you mean 'metric'?"),
+    (('metric = "shared_mse"', 'metric = "shared_msee"'), "unknown metric 'shared_msee': did you mean 'shared_mse'?"),
+    (('task = "uncond"', 'task = "unkond"'), "unknown task 'unkond': did you mean 'uncond'?"),
+    (('id = "table5"', "id = "), "not valid TOML"),
+])  # fmt: skip
+def test_a_faulty_table_file_runs_nothing(runs: Path, tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    source = (tables.RESULTS / "tables" / "table5.toml").read_text()
+    assert change[0] in source
+    (tmp_path / "mine.toml").write_text(source.replace(*change, 1))
+    answer = bench("reproduce", tmp_path / "mine.toml", *SMALL, "--runs", runs)
+    assert answer.code == 2 and message in answer.err and answer.err.count("\n") == 1
+    assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("source", "message"), [
+    ("x = 1\n", "has no CARD"),
+    ("def broken(:\n", "not valid Python"),
+    (NOISE.replace("version=1", "version=int(1)"), "literals only"),
+    (NOISE.replace("version=1", "varsion=1"), "unexpected keyword argument 'varsion'"),
+])  # fmt: skip
+def test_a_faulty_file_of_the_user_runs_nothing(runs: Path, plugin, source: str, message: str) -> None:
+    answer = bench("run", "-m", plugin("mine.py", source), *SMALL, "--runs", runs)
+    assert answer.code == 2 and message in answer.err and answer.err.count("\n") == 1
+    assert list(runs.iterdir()) == []
+
+
+def test_an_interrupt_has_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "index", mock.Mock(side_effect=KeyboardInterrupt))
+    assert bench("list").code == 130
+
+
+# Planning and running.
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "-m", "muni", "-m", "chance"], ["reproduce", "table5", "-m", "muni", "-m", "chance"]]
+)
+def test_a_plan_writes_nothing(runs: Path, command: list[str]) -> None:
+    answer = bench(*command, "--seed", "0-1,4", *SMALL, "--runs", runs, "--plan")
+    assert answer.code == 0
+    rows = [line.split() for line in answer.out.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [(name, seed) for seed in "014" for name in ("muni", "chance")]
+    assert all(row[3] == row[5] != "0" for row in rows)  # all numbers are missing
+    assert list(runs.iterdir()) == []
+
+
+def test_a_plan_counts_what_is_there(finished: Path) -> None:
+    out = bench("reproduce", "table5", "-m", "muni", "-s", "0-1", *SMALL, "--runs", finished, "--plan").out
+    assert [line.split()[3] == "0" for line in out.splitlines()] == [True, False]
+
+
+def test_seeds() -> None:
+    assert cli._seeds(["0-2", "5,7", "1"]) == [0, 1, 2, 5, 7]
+
+
+def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> None:
+    values = [
+        row.value
+        for row in records.read(finished / "results.csv")
+        if (row.method, row.metric, row.want.count("+"), row.given.count("x")) == ("muni", "shared_mse", 0, 1)
+    ]
+    assert len(values) == 6
+    shown = f"{statistics.fmean(values):.4f}"
+    answers = {name: bench("table", "table5", "-p", "smoke", "-f", name, "--runs", finished) for name in tables.FORMATS}
+    assert {answer.code for answer in answers.values()} == {0}
+    assert [name for name, answer in answers.items() if name != "csv" and shown not in answer.out] == []
+    lines = list(csv.DictReader(io.StringIO(answers["csv"].out)))
+    assert any(
+        math.isclose(float(number), statistics.fmean(values), rel_tol=1e-9)
+        for line in lines
+        for number in line.values()
+        if re.fullmatch(r"-?\d+\.\d+", number or "")
+    )
+    assert all("mvae" in answer.out.lower() for answer in answers.values())  # rows without numbers are not left out
+
+
+def test_what_is_finished_is_not_run_again(finished: Path) -> None:
+    before = (finished / "results.csv").read_bytes()
+    answer = bench("reproduce", "table5", "-m", "muni", "-m", "chance", "-s", "0", *SMALL, "--runs", finished)
+    assert answer.code == 0
+    assert "training" not in answer.err and "scoring" not in answer.err
+    assert (finished / "results.csv").read_bytes() == before
+
+
+def test_the_commands_that_are_suggested_work(finished: Path) -> None:
+    out = bench("reproduce", "table5", "-m", "muni", "-s", "0", *SMALL, "--runs", finished).out
+    suggested = re.findall(r"bench (sample .*?|reproduce .*?)   \(", out)
+    assert len(suggested) == 2
+    for line in suggested:
+        words = line.split()
+        assert bench(*words, *(["--plan"] if words[0] == "reproduce" else ["--rows", 4])).code == 0, line
+    out = bench("run", "-m", "muni", "-t", "uncond", *SMALL, "--runs", finished).out
+    assert "MUNI" in bench(*out.rpartition("Next: bench ")[2].split()).out
+
+
+def test_sample_writes_beside_the_run_or_where_it_is_told(finished: Path, tmp_path: Path) -> None:
+    answer = bench(
+        "sample", "-m", "muni", *SMALL, "--runs", finished, "--given", "x1+x2", "--rows", 4, "--out", tmp_path
+    )
+    assert answer.code == 0
+    assert (tmp_path / "x1+x2_to_x3.safetensors").exists()
+    bench("sample", "-m", "chance", *SMALL, "--runs", finished, "--rows", 4)
+    assert len(list(finished.glob("smoke/*/chance/*/samples/nothing_to_*.safetensors"))) == 1
+
+
+def test_claims_without_enough_seeds_are_undecided(finished: Path) -> None:
+    count = len(tomllib.loads((tables.RESULTS / "claims.toml").read_text())["claim"])
+    for name in ("term", "md"):
+        answer = bench("claims", "-p", "smoke", "-f", name, "--runs", finished)
+        assert answer.code == 0
+        assert f"{count} claims at preset smoke: 0 holds, 0 fails, {count} undecided" in answer.out
+
+
+def test_max_time_stops_cleanly_and_the_same_command_goes_on(runs: Path) -> None:
+    command = ["run", "-m", "muni", "-t", "uncond", *SMALL, "--set", "updates=100", "--runs", runs]
+    stopped = bench(*command, "--max-time", 1e-6)
+    assert stopped.code == 0 and "the same command goes on" in stopped.err
+    assert not (runs / "results.csv").exists()
+    gone_on = bench(*command)
+    assert gone_on.code == 0 and "training 100 %" in gone_on.err
+    assert {row.status for row in records.read(runs / "results.csv")} == {"ok"}
+
+
+def test_fresh_starts_again_and_counts_each_number_once(runs: Path) -> None:
+    command = ["run", "-m", "chance", "-t", "uncond", *SMALL, "--runs", runs]
+    first, again = bench(*command), bench(*command, "--fresh")
+    assert first.out == again.out and "mean of 1" in again.out
+    rows = records.read(runs / "results.csv")
+    assert len(rows) == 2 * len({row.key for row in rows})
+
+
+# A user's own file, and methods that fail.
+
+
+def test_a_users_file_runs_and_stands_in_the_table_by_its_path_alone(runs: Path, plugin) -> None:
+    path = plugin("my_noise.py", NOISE)
+    answer = bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs)
+    assert answer.code == 0, answer.err
+    rows = {row.metric: row for row in records.read(runs / "results.csv")}
+    assert {row.method for row in rows.values()} == {"my_noise"}
+    # Independent N(0, s^2) rows: the mean squared difference is 2 s^2.
+    scale = 1 + 4.4**2
+    assert rows["shared_mse"].value == pytest.approx(2 * scale, rel=0.1)
+    table = bench("reproduce", "table5", "-m", path, *SMALL, "--runs", runs)
+    assert table.code == 0 and "pure noise" in table.out
+
+
+def test_a_failing_method_leaves_error_rows_and_costs_the_others_nothing(runs: Path, plugin) -> None:
+    path = plugin("broken.py", BROKEN)
+    answer = bench("run", "-m", path, "-m", "chance", "-t", "uncond", *SMALL, "--runs", runs)
+    assert answer.code == 1
+    assert answer.err.count("RuntimeError: planted") == 1
+    rows = records.read(runs / "results.csv")
+    assert {row.status for row in rows if row.method == "broken"} == {"error: RuntimeError: planted"}
+    assert {row.status for row in rows if row.method == "chance"} == {"ok"}
+    # Mended under the same name, its rows are tried again.
+    plugin("broken.py", NOISE)
+    registry.card.cache_clear(), registry.sources.cache_clear()
+    assert bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs).code == 0
+
+
+def test_reproduce_says_which_row_failed(runs: Path, plugin) -> None:
+    path = plugin("broken.py", BROKEN)
+    answer = bench("reproduce", "table5", "-m", "chance", "-m", path, "-s", 0, *SMALL, "--runs", runs)
+    assert answer.code == 1
+    assert "RuntimeError: planted" in answer.err and "chance" in answer.out and "RuntimeError" in answer.out
+
+
+def test_a_table_survives_the_loss_of_a_methods_file(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = {name: path for name, path in registry.index("method").items() if name not in ("mvae", "muni")}
+    real = registry.index
+    monkeypatch.setattr(registry, "index", lambda kind: methods if kind == "method" else real(kind))
+    shown = bench("table", "table5", "-p", "smoke", "--runs", finished)
+    assert shown.code == 0 and "muni" in shown.out
+    plan = bench("reproduce", "table5", *SMALL, "--runs", finished, "--plan")
+    assert plan.code == 0 and "mvae, muni" in plan.err
+    assert "chance" in plan.out and not re.search(r"^muni ", plan.out, re.MULTILINE)
+
+
+# Regression.
+
+
+def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(finished: Path, results: Path) -> None:
+    without = bench("check", "-p", "smoke", "--runs", finished)
+    assert without.code == 2 and "bench bless --preset smoke makes them" in without.err
+    frame = records.load(finished / "results.csv")
+    records.write_sorted(results / "reference" / "smoke.csv", frame)
+    same = bench("check", "-p", "smoke", "--runs", finished)
+    assert (same.code, same.out) == (0, f"{len(frame)} same\n")
+    row = frame.index[(frame["method"] == "muni") & (frame["metric"] == "swd")][0]
+    frame.loc[row, "value"] *= 1.05
+    records.write_sorted(results / "reference" / "smoke.csv", frame)
+    moved = bench("check", "-p", "smoke", "--runs", finished)
+    assert moved.code == 1
+    assert "swd" in moved.out and f"{len(frame) - 1} same" in moved.out
+    assert bench("check", "-p", "cpu", "--runs", finished).code == 2
+    assert bench("check", "-p", "smoke", "--runs", finished, "--rule", "guess").code == 2
+
+
+def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
+    finished: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["bless", "-p", "smoke", "--reason", "first rows", "--runs", finished]
+    monkeypatch.setattr(compare, "tree_is_dirty", lambda root: True)
+    refused = bench(*command)
+    assert refused.code == 2 and "commit first" in refused.err
+    assert not (results / "reference").exists()
+    monkeypatch.setattr(compare, "tree_is_dirty", lambda root: False)
+    # A commit with changes is refused too: give the rows the name of a clean one.
+    clean = [
+        record.__class__(**vars(record) | {"commit": "0123456789"}) for record in records.read(finished / "results.csv")
+    ]
+    runs = results.parent / "clean"
+    records.append(runs / "results.csv", clean)
+    answer = bench(*command[:-1], runs)
+    assert answer.code == 0, answer.err
+    assert len(records.read(results / "reference" / "smoke.csv")) == len(clean)
+    assert "first rows" in (results / "LOG.md").read_text()
+    assert bench("check", "-p", "smoke", "--runs", runs).code == 0
+
+
+# conform and doctor.
+
+
+def test_conform_reports_faults_with_status_1(plugin) -> None:
+    assert "shared_mse: conforms" in bench("conform", "shared_mse").out
+    answer = bench("conform", plugin("broken.py", BROKEN))
+    assert answer.code == 1
+    assert "FAILED" in answer.out and "planted" in answer.out
+
+
+def test_doctor_finds_no_problem_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = bench("doctor")
+    found = {line.split(maxsplit=1)[0] for line in answer.out.splitlines()}
+    assert answer.code == 0, answer.out
+    assert found <= {"ok", "missing", "->"}
+    assert f"torch {torch.__version__}" in answer.out
+    assert list(tmp_path.iterdir()) == []  # it tried to write and left nothing
+
+
+def found(check) -> list[doctor.Finding]:
+    return list(check())
+
+
+def test_doctor_names_missing_packages_what_they_block_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda package: package not in ("matplotlib", "laion-clap"))
+    seen = {finding.what.split('"')[1]: finding for finding in found(doctor._extras)}
+    assert {name: finding.mark for name, finding in seen.items()} == {
+        "plots": "missing",
+        "image-text-audio": "missing",
+        "dev": "ok",
+    }
+    assert seen["plots"].what == 'extra "plots": matplotlib; blocks the pictures of bench sample'
+    assert (
+        seen["image-text-audio"].what == 'extra "image-text-audio": laion-clap; blocks every cell of image_text_audio'
+    )
+    assert f"pip install -c {ROOT / 'constraints.txt'} -e '{ROOT}[plots]'" in seen["plots"].mend
+
+
+def test_doctor_reads_the_extras_of_an_installation_without_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A wheel has no pyproject.toml; what pip recorded says the same."""
+    here = doctor._requirements()
+    lines = ["torch>=2.6", *(f"{name}>=1; extra == '{extra}'" for extra, names in here.items() for name in names)]
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    assert doctor._requirements() == here
+    assert here["plots"] == ["matplotlib"] and "open_clip_torch" in here["image-text-audio"]
+    origin = mock.Mock(read_text=lambda name: '{"url": "file:///src/muni-bench"}')
+    monkeypatch.setattr(doctor.metadata, "distribution", lambda name: origin)
+    assert doctor.install_command("plots").endswith("-m pip install 'muni-bench[plots] @ file:///src/muni-bench'")
+
+
+def test_doctor_sees_a_foreign_package_of_the_same_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert [finding.mark for finding in found(doctor._packages)] == ["ok"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
+        monkeypatch.delitem(sys.modules, name)
+    (problem,) = found(doctor._packages)
+    assert problem.mark == "problem" and f"'models' that Python finds is {tmp_path / 'models'}" in problem.what
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="nowhere that root cannot write")
+def test_doctor_sees_a_runs_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for runs in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
+        marks = [finding.mark for finding in doctor._runs(runs)]
+        assert marks == ["problem"], runs
+
+
+def test_doctor_sees_a_full_disk_and_foreign_rows(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: mock.Mock(free=2**20))
+    assert [finding.mark for finding in doctor._runs(runs)] == ["problem"]
+    (runs / "results.csv").write_text("a,b\n1,2\n")
+    last = list(doctor.findings(runs))
+    assert any(finding.mark == "problem" and "is no result file" in finding.what for finding in last)
+
+
+def test_a_check_that_breaks_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    seen = list(doctor.findings(runs))
+    assert any(finding.mark == "problem" and "torch" in finding.what for finding in seen)
+    assert seen[-1].what.startswith("git commit") or "git" in seen[-1].what
+    assert any("plots" in finding.what for finding in seen)
+
+
+def test_doctor_flags_bfloat16_that_costs_more_than_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0, 0.03, 0, 0.3])  # one product of each, in seconds
+    monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(ticks))
+    slow = doctor._bfloat16("cpu")
+    assert slow.mark == "missing" and "takes 10 times as long" in slow.what and slow.mend
+    ticks = iter([0, 0.03, 0, 0.026])
+    fast = doctor._bfloat16("cpu")
+    assert (fast.mark, fast.mend) == ("ok", "")
