@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 # Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -109,15 +109,15 @@ def info(
     """
     kind = _kind_of(name)
     card = registry.card(kind, name)
+    data = card if kind == "dataset" else registry.card("dataset", dataset)
+    chosen = _preset(preset)
+    resolved = resolve(data, card if kind == "method" else None, chosen, set_)
     print(f"{registry.stem(name)} ({kind})")
     for field, value in vars(card).items():
         if field != "recipe" and value not in ((), {}, ""):
             _print_field(field, value)
     if kind == "metric":
         return
-    data = card if kind == "dataset" else registry.card("dataset", dataset)
-    chosen = _preset(preset)
-    resolved = resolve(data, card if kind == "method" else None, chosen, set_)
     print(f"\nconfiguration on {registry.stem(name if kind == 'dataset' else dataset)} at preset {chosen}")
     for field, value in vars(resolved.config).items():
         print(f"  {field:20} {value!s:>10}   {resolved.source[field]}")
@@ -154,7 +154,7 @@ def run(
             help="one_to_one, many_to_one, "
             "one_to_many, uncond or criteria; repeatable; default: all that the method supports.",
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     dataset: Dataset = "gaussian_mixture",
     preset: Preset = "",
     seed: Seeds = ["0"],
@@ -201,7 +201,7 @@ def reproduce(
     preset: Preset = "",
     seed: Seeds = [],
     device: Device = "",
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
     max_time: MaxTime = 0,
     runs: Runs = RUNS,
     plan: Plan = False,
@@ -238,7 +238,7 @@ def _suggest(
     )
 
 
-def _same(runs: Path, overrides: list[str] = []) -> str:  # noqa: B006
+def _same(runs: Path, overrides: list[str] = []) -> str:
     """The options with which a further command finds the same runs."""
     words = [word for each in overrides for word in ("--set", each)] + (["--runs", str(runs)] if runs != RUNS else [])
     return "".join(f" {shlex.quote(word)}" for word in words)
@@ -424,6 +424,9 @@ def profile(
     preset: Preset = "",
     device: Device = "",
     set_: Set = [],
+    to_loss: Annotated[
+        float, typer.Option("--to-loss", help="Also train until the validation reconstruction loss is this low.")
+    ] = 0,
 ) -> None:
     """Time of a training step and of sampling as a ratio to its floor: the same matrix products alone, in one run.
 
@@ -432,12 +435,12 @@ def profile(
     from benchmark.profile import profile_method
 
     for name in method:
-        for line in profile_method(name, dataset, _preset(preset), set_, _device(device)):
+        for line in profile_method(name, dataset, _preset(preset), set_, _device(device), to_loss):
             print(line)
 
 
 @app.command()
-def tune(method: Methods = [], preset: Preset = "", device: Device = "", runs: Runs = RUNS / "tuning") -> None:  # noqa: B006
+def tune(method: Methods = [], preset: Preset = "", device: Device = "", runs: Runs = RUNS / "tuning") -> None:
     """The same search for every method, on the validation split; trials land in results/tuning.csv.
 
     Example: bench tune --preset cpu
@@ -565,7 +568,7 @@ def _present(table: tables.Table) -> list[str]:
     return [name for name in table.rows if name not in gone]
 
 
-def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:  # noqa: B006
+def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:
     """`own`: methods that may be paths of a user's files."""
     modalities = registry.card("dataset", table.dataset).modalities
     summary = tables.summarise(frame, table, preset, modalities)
@@ -575,9 +578,9 @@ def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, 
         summary,
         table,
         tables.load_paper(),
-        format,
+        cast(tables.Format, format),  # a wrong one is refused there
         metrics=_metric_cards(),
-        methods=methods,  # type: ignore[arg-type]
+        methods=methods,
         color=format == "term" and sys.stdout.isatty(),
     )
 

@@ -102,7 +102,7 @@ def digest(content: Any) -> str:
 
 
 def resolve(dataset: DatasetCard, method: MethodCard | None, preset: str, overrides: Iterable[str] = ()) -> Resolved:
-    """Shared recipe < preset < method's overrides < `key=value` strings. Raises UserError for one unknown or ill-typed."""
+    """Shared recipe < preset < method's overrides < `key=value` strings. Raises UserError for a wrong one."""
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
     if preset not in dataset.recipe:

@@ -101,7 +101,7 @@ def _bfloat16(device: str, seconds: float = 0.05) -> Finding:
             spent.append(time.perf_counter() - before)
         times[dtype] = min(spent)  # the least disturbed by start-up and by others
     ratio = times[torch.bfloat16] / times[torch.float32]
-    what = f"bfloat16: a product takes {ratio:.2g} times as long as in float32 on this {device}"
+    what = f"bfloat16: a product takes {ratio:.3g} times as long as in float32 on this {device}"
     if ratio > SLOW_BFLOAT16:
         return Finding("missing", f"fast {what}", "add --set precision=float32 where bench info shows bfloat16")
     return Finding("ok", what)

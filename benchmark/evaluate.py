@@ -90,6 +90,8 @@ def check_rows(generated: Batch, cell: Cell, shapes: Mapping[str, tuple[int, ...
         shape = (rows, *shapes[name])
         if tuple(generated[name].shape) != shape:
             raise ValueError(f"sample() returned {name!r} of shape {tuple(generated[name].shape)}, not {shape}")
+        if not torch.isfinite(generated[name]).all():
+            raise ValueError(f"sample() returned {name!r} that is not finite for {cell}")
 
 
 def _stack(samples: list[Batch]) -> Batch:

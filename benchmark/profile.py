@@ -20,15 +20,20 @@ from benchmark.api import Cell
 from benchmark.runner import build, prepare
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
-from benchmark.train import Trainer, autocast
+from benchmark.train import LOG_EVERY, Trainer, autocast
 
 ROUNDS, STEPS = 9, 8  # medians over rounds of this many steps each
 
 Product = tuple[tuple[int, ...], tuple[int, ...], bool]  # shapes of both factors; whether a gradient flows to the first
 
 
-def profile_method(name: str, dataset: str, preset: str, overrides: Sequence[str], device: str) -> Iterator[str]:
-    """Lines to print: training step and sampling against their floors, and what the rest of a step is."""
+def profile_method(
+    name: str, dataset: str, preset: str, overrides: Sequence[str], device: str, to_loss: float = 0.0
+) -> Iterator[str]:
+    """Lines to print: training step and sampling against their floors, and what the rest of a step is.
+
+    With `to_loss`, training then goes on until the validation reconstruction loss is at most that.
+    """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -45,14 +50,16 @@ def profile_method(name: str, dataset: str, preset: str, overrides: Sequence[str
                 method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id, device
             )
             yield from _training(trainer, device)
+            if to_loss:
+                yield _seconds_to(to_loss, trainer, device)
         yield from _sampling(average, data, run.config, device)
 
 
 def _training(trainer: Trainer, device: str) -> Iterator[str]:
     with _record_products(trainer.model) as products:
-        trainer._update()
+        trainer.update()
     floor = _floor(products, trainer.config, device, backward=True)
-    step, alone = _alternate(lambda: trainer._update(), floor, device)
+    step, alone = _alternate(lambda: trainer.update(), floor, device)
     yield f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}"
     rows = trainer.config.batch_rows
     draws = Draws("profile", rows=rows, block=rows, device=device)
@@ -67,6 +74,26 @@ def _training(trainer: Trainer, device: str) -> Iterator[str]:
     yield (
         f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
         f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average"
+    )
+
+
+def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
+    """Training seconds until the weight average's reconstruction loss on fixed validation rows reaches `target`."""
+    batch = trainer.data.rows("validation", torch.arange(min(4096, trainer.data.count("validation")), device=device))
+    rows = len(next(iter(batch.values())))
+    average: Any = trainer.average
+    before, loss, spent = trainer.updates, float("inf"), 0.0
+    while loss > target and not trainer.progress.done:
+        started = time.perf_counter()
+        trainer.advance(min(LOG_EVERY, trainer.config.updates - trainer.updates))
+        spent += time.perf_counter() - started
+        with torch.no_grad(), autocast(trainer.config, device):
+            draws = Draws("validation loss", rows=rows, block=rows, device=device)
+            loss = float(average.loss(batch, trainer.schedule[0][0], draws)[1]["reconstruction"])
+    reached = "reached" if loss <= target else "NOT reached within the budget"
+    return (
+        f"validation reconstruction loss {target:g} {reached}: {loss:.4f} after {spent:.1f} s of training, "
+        f"{trainer.updates - before} updates"
     )
 
 
@@ -92,7 +119,8 @@ class _record_products:
     """Collects the shapes of every stacked product that a model's linear layers do."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.products = model, []
+        self.model = model
+        self.products: list[Product] = []
 
     def __enter__(self) -> list[Product]:
         self._original = torch.baddbmm
@@ -101,7 +129,7 @@ class _record_products:
             self.products.append((tuple(x.shape), tuple(weight.shape), x.requires_grad))
             return self._original(start, x, weight, **options)
 
-        torch.baddbmm = recorded
+        torch.baddbmm = recorded  # type: ignore[assignment]
         return self.products
 
     def __exit__(self, *error: object) -> None:

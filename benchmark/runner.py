@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +24,10 @@ from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, Us
 from benchmark.config import Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
-from benchmark.files import write_atomic
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.tables import Job
-from benchmark.train import Diverged, Progress, Trainer, load_average
+from benchmark.train import Diverged, Progress, Trainer, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
@@ -98,20 +99,19 @@ def execute(
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     with _stop_on_signal() as stopped:
         for run in runs:
-            todo = run.job.scores if fresh else missing(run)
-            if not todo:
+            if not fresh and not missing(run):
                 outcome.finished += 1
                 continue
             with _alone_in(run.directory):
-                if fresh:
-                    _forget(run)
+                _forget(run, everything=fresh)
+                todo = run.job.scores if fresh else missing(run)  # asked again: another process may have worked here
                 try:
                     _execute_one(run, todo, device, report, stopped, deadline)
                     outcome.finished += 1
                 except (Stopped, UserError):
                     raise
                 except Exception as error:  # one method's failure must not cost the others their turn
-                    reason = f"error: {type(error).__name__}: {error}"
+                    reason = " ".join(f"error: {type(error).__name__}: {error}".split())
                     _append(run, device, [Result(cell, metric, None, reason, None) for cell, metric in missing(run)])
                     outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
     return outcome
@@ -134,7 +134,7 @@ def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progres
     return method, data, progress
 
 
-def machine(device: str) -> dict[str, str]:
+def machine(device: str) -> dict[str, Any]:
     """What a result says of where it was computed."""
     return {"commit": commit(), "torch": torch.__version__, "device": device_name(device)}
 
@@ -289,12 +289,15 @@ def _describe(run: Run, device: str) -> None:
         "python": sys.version.split()[0],
         "config": asdict(run.config),
     }
-    write_atomic(run.directory / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_file(run.directory / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def _forget(run: Run) -> None:
+def _forget(run: Run, everything: bool) -> None:
+    """Remove the temporary files that a killed process left, or everything but the lock."""
     for path in run.directory.iterdir():
-        if path.name != _LOCK:
+        if path.is_dir() and everything:
+            shutil.rmtree(path)
+        elif path.name.startswith(".") or (everything and path.name != _LOCK):
             path.unlink()
 
 
@@ -347,12 +350,17 @@ def _peak_memory_mb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+@functools.cache
 def commit() -> str:
-    """The checkout's commit, with a + when it has changes; empty outside a checkout."""
+    """The checkout's commit, with a + when it has changes; empty outside a checkout. As it was when first asked."""
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(registry.ROOT), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(registry.ROOT), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            start_new_session=True,  # Ctrl-C is for us: it would leave the row without its commit
         ).stdout.strip()
 
     try:

@@ -66,7 +66,8 @@ class Trainer:
         run_id: str,
         device: str,
     ) -> None:
-        self.model, self.average = model, average.requires_grad_(False)
+        self.model: Any = model  # a Method; nn.Module does not declare `loss`
+        self.average = average.requires_grad_(False)
         self.data, self.config, self.seed, self.device = data, config, seed, device
         self.directory, self.run_id = directory, run_id
         self.schedule = _schedule(stages, config.updates)
@@ -92,36 +93,34 @@ class Trainer:
     ) -> Progress:
         """Train to the end of the budget, until `stop()` or for `max_seconds`; checkpoint; return the progress.
 
-        Raises Diverged when the loss is not finite.
+        Raises Diverged when the loss is not finite, and UserError where nothing can be written.
         """
         started = saved = time.monotonic()
         before = self.seconds
-        log = _open_log(self.directory / LOG, self.updates)
-        with log:
-            while self.updates < self.config.updates:
-                parts = self._updates(min(LOG_EVERY, self.config.updates - self.updates))
-                now = time.monotonic()
-                self.seconds = before + now - started
-                log.write(json.dumps({"update": self.updates, **parts}) + "\n")
-                report(self.progress)
-                late = max_seconds is not None and now - started >= max_seconds
-                if now - saved > CHECKPOINT_SECONDS or late or stop() or self.progress.done:
-                    log.flush()
-                    self._save()
-                    saved = now
-                    if late or stop():
-                        break
+        log = _log_until(self.directory / LOG, self.updates)
+        while self.updates < self.config.updates:
+            parts = self.advance(min(LOG_EVERY, self.config.updates - self.updates))
+            now = time.monotonic()
+            self.seconds = before + now - started
+            log.append(json.dumps({"update": self.updates, **parts}) + "\n")
+            report(self.progress)
+            late = max_seconds is not None and now - started >= max_seconds
+            if now - saved > CHECKPOINT_SECONDS or late or stop() or self.progress.done:
+                self._save(log)
+                saved = now
+                if late or stop():
+                    break
         return self.progress
 
     @property
     def progress(self) -> Progress:
         return Progress(self.updates, self.config.updates, self.seconds, self.loss)
 
-    def _updates(self, count: int) -> dict[str, float]:
+    def advance(self, count: int) -> dict[str, float]:
         """Do `count` updates and return the mean of each logged part: the only place that waits for the device."""
         total: dict[str, Tensor] = {}
         for _ in range(count):
-            loss, parts = self._update()
+            loss, parts = self.update()
             for name, value in {"loss": loss, **parts}.items():
                 total[name] = total[name] + value if name in total else value
         means = {name: float(value) / count for name, value in total.items()}
@@ -130,7 +129,7 @@ class Trainer:
         self.loss = means["loss"]
         return means
 
-    def _update(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(self) -> tuple[Tensor, dict[str, Tensor]]:
         rows = self.config.batch_rows
         draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device)
         batch = self.data.rows("train", draws.integers("rows", self.data.count("train")))
@@ -151,13 +150,16 @@ class Trainer:
     def _stage(self) -> str:
         return next(name for name, end in self.schedule if self.updates < end)
 
-    def _save(self) -> None:
-        """Everything a resume needs, in one file, atomically. Raises Diverged rather than save a broken state."""
+    def _save(self, log: list[str]) -> None:
+        """The log, then everything a resume needs in one file, each atomically: the log may be ahead, never behind.
+
+        Raises Diverged rather than save a broken state.
+        """
         if not all(bool(torch.isfinite(weight).all()) for weight in self._weights):
             raise Diverged(f"a weight is not finite after update {self.updates}")
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -167,7 +169,8 @@ class Trainer:
             "seconds": repr(self.seconds),
             "loss": repr(self.loss),
         }
-        write_atomic(self.directory / CHECKPOINT, save(tensors, metadata=facts))
+        write_file(self.directory / LOG, "".join(log).encode())
+        write_file(self.directory / CHECKPOINT, save(tensors, metadata=facts))
 
     def _load(self) -> None:
         tensors, facts = read_checkpoint(self.directory / CHECKPOINT, self.run_id)
@@ -179,6 +182,17 @@ class Trainer:
             state = {k.rpartition(".")[2]: v for k, v in optimizer.items() if k.rpartition(".")[0] == name}
             if state:
                 self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file of a run. Raises UserError, with the file as it was, where it cannot be written."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing, "
+            "and run the same command again"
+        ) from error
 
 
 def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -230,16 +244,10 @@ def _schedule(stages: Stages, updates: int) -> list[tuple[str, int]]:
     return ends
 
 
-def _open_log(path: Path, updates: int) -> Any:
-    """The log, cut back to the lines that the checkpoint covers."""
-    kept = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError):
-                if json.loads(line)["update"] <= updates:
-                    kept.append(line + "\n")
-        write_atomic(path, "".join(kept).encode())
-    return path.open("a")
+def _log_until(path: Path, updates: int) -> list[str]:
+    """The log's lines that the checkpoint covers; a run cut after writing its log has more."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if json.loads(line)["update"] <= updates]
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ CARD = DatasetCard(
             "unconditional_rows": (10_000, "assumed: the paper's count is lost"),
             "probe_rows": (10_000, "budget"),
             "learning_rate": (4e-3, "budget: see results/tuning.csv"),
-            "updates": (4_500, "budget"),
+            "updates": (4_000, "budget"),
             "batch_rows": (256, "budget"),
             "warmup_updates": (100, "budget"),
             "ema_updates": (500, "budget"),

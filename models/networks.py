@@ -16,16 +16,19 @@ ALL = slice(None)
 class StackedLinear(nn.Module):
     """One affine map per modality: (modalities, rows, inputs) -> (modalities, rows, outputs)."""
 
-    def __init__(self, modalities: int, inputs: int, outputs: int, zero: bool = False) -> None:
+    def __init__(self, modalities: int, inputs: int, outputs: int, zero: bool = False, bias: bool = True) -> None:
         super().__init__()
         bound = 0.0 if zero else inputs**-0.5
         self.weight = nn.Parameter(torch.empty(modalities, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(modalities, 1, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(modalities, 1, outputs).uniform_(-bound, bound)) if bias else None
 
-    def forward(self, x: Tensor, which: slice = ALL) -> Tensor:
-        if which is ALL:  # a slice of everything still costs a node in the graph
-            return torch.baddbmm(self.bias, x, self.weight)
-        return torch.baddbmm(self.bias[which], x, self.weight[which])
+    def forward(self, x: Tensor, which: slice = ALL, start: Tensor | None = None) -> Tensor:
+        """`start` is what the product is added to, where there is no bias."""
+        everything = which is ALL  # a slice of everything still costs a node in the graph
+        if start is None:
+            assert self.bias is not None
+            start = self.bias if everything else self.bias[which]
+        return torch.baddbmm(start, x, self.weight if everything else self.weight[which])
 
 
 class ResidualBlocks(nn.Module):
@@ -69,7 +72,7 @@ class VelocityNetwork(nn.Module):
 
     def __init__(self, modalities: int, size: int, conditions: int, width: int, depth: int) -> None:
         super().__init__()
-        self.enter = StackedLinear(modalities, size, width)
+        self.enter = StackedLinear(modalities, size, width, bias=False)
         self.enter_time = StackedLinear(modalities, 2 * _FREQUENCIES, width)
         self.enter_condition = StackedLinear(modalities, conditions, width) if conditions else None
         self.blocks = ResidualBlocks(modalities, width, depth)
@@ -85,9 +88,8 @@ class VelocityNetwork(nn.Module):
         t = t[..., None]
         angle = t * self.frequency
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        time = torch.matmul(waves, self.enter_time.weight[which]) + self.enter_time.bias[which]
-        start = time if condition is None else time + condition
-        hidden = torch.baddbmm(start, x, self.enter.weight[which])
+        time = self.enter_time(waves.expand(x.shape[0], -1, -1), which)
+        hidden = self.enter(x, which, start=time if condition is None else time + condition)
         raw = self.leave(self.blocks(hidden, which), which)
         variance = (1 - t).square() + t.square()
         return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())

@@ -117,7 +117,7 @@ def test_a_dropped_file_is_found_with_no_other_edit(tmp_path):
         "for name in ('joint_flow', 'two_rings', 'sign_agreement'):\n"
         "    print(name, sum(check.passed is False for check in conform(None, name)))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

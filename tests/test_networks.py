@@ -197,8 +197,17 @@ def preset_faults(card: DatasetCard) -> list[str]:
 
 
 def test_presets_differ_in_budget_fields_only():
+    """What the objective is made of is not among them."""
+    assert {
+        "latent_size",
+        "private_size",
+        "encoder_grad_scale",
+        "prior_weight",
+        "weight_decay",
+        "clip_norm",
+    }.isdisjoint(BUDGET_FIELDS)
     assert preset_faults(DATASET) == []
-    for field, value in (("learning_rate", 1e-2), ("latent_size", 16), ("encoder_grad_scale", 0.1)):
+    for field, value in (("clip_norm", 2.0), ("latent_size", 16), ("encoder_grad_scale", 0.1)):
         planted = {**DATASET.recipe, "cpu": {**DATASET.recipe["cpu"], field: (value, "planted")}}
         assert preset_faults(replace(DATASET, recipe=planted)) == [field]
 

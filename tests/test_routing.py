@@ -32,6 +32,7 @@ from benchmark.runtime import Draws, seeded
 from models.experts import hellinger, product
 from models.latent import LatentModel
 from models.muni import MUNI
+from models.muni_hellinger import MUNIHellinger
 from models.routes import Route, Subsets, all_subsets, draw_subsets
 
 TABLE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "routing.toml").read_text())
@@ -404,20 +405,38 @@ def test_the_real_inference_draws_one_expert_uniformly():
         assert chi_square(found, {(member,): Fraction(1, len(subset)) for member in subset}) > ALARM
 
 
-def test_the_target_detached_gradient_is_exactly_zero_and_the_latent_is_unchanged():
+@pytest.mark.parametrize("method", [MUNI, MUNIHellinger])
+def test_the_target_detached_gradient_is_exactly_zero_and_the_latent_is_unchanged(method: type):
     """Eq. 11: the forward pass uses the target's expert, the backward pass does not."""
-    model = build(MUNI)
-    mean, log_variance = (t.detach().requires_grad_() for t in model.encode(model.observe(batch_of("123"))[0]))
-    z = model.latents(mean, log_variance, mask("123", 4), Draws("latents", rows=4).normal("latent", 4))
-    plain = model.posterior_sample(mean, log_variance, mask("123", 4), Draws("latents", rows=4).normal("latent", 4))
+    model = build(method)
+    mean, log_variance = (part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123"))[0]))
+    noise = Draws("latents", rows=4).normal("latent", 4)
+    routed = model.latents(mean, log_variance, mask("123", 4), noise)
+    pooled, log_pooled = model.aggregate(mean, log_variance, mask("123", 4))
+    plain = pooled + torch.exp(0.5 * log_pooled) * noise
+    whole = torch.autograd.grad(plain.square().sum(), (mean, log_variance), retain_graph=True)
     for target in range(3):
-        assert torch.allclose(z[target], plain, atol=1e-6)
-        full = torch.autograd.grad(plain.square().sum(), (mean, log_variance), retain_graph=True)
-        routed = torch.autograd.grad(z[target].square().sum(), (mean, log_variance), retain_graph=True)
-        for whole, part in zip(full, routed, strict=True):
-            assert torch.equal(part[:, target], torch.zeros(4, 4)) and bool((whole[:, target] != 0).all())
-            others = [expert for expert in range(3) if expert != target]
-            assert torch.allclose(part[:, others], whole[:, others], rtol=1e-5)
+        assert torch.allclose(routed[target], plain, rtol=1e-6, atol=1e-6)
+        others = [expert for expert in range(3) if expert != target]
+        found = torch.autograd.grad(routed[target].square().sum(), (mean, log_variance), retain_graph=True)
+        for part, attached in zip(found, whole, strict=True):
+            assert torch.equal(part[:, target], torch.zeros(4, 4))
+            assert bool((attached[:, target] != 0).all())
+            assert torch.allclose(part[:, others], attached[:, others], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [MUNI, MUNIHellinger])
+def test_targets_together_train_what_they_train_alone(method: type):
+    """The gradient of the sum over targets is the sum of the routed gradients, to the rounding of float32."""
+    model = build(method)
+    mean, log_variance = (part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123"))[0]))
+    noise = Draws("latents", rows=4).normal("latent", 4)
+    routed = model.latents(mean, log_variance, mask("123", 4), noise) * torch.tensor([1.0, -2.0, 30.0])[:, None, None]
+    together = torch.autograd.grad(routed.square().sum(), (mean, log_variance), retain_graph=True)
+    alone = [torch.autograd.grad(one.square().sum(), (mean, log_variance), retain_graph=True) for one in routed]
+    for k, found in enumerate(together):
+        total = sum(parts[k] for parts in alone)
+        assert torch.allclose(found, total, rtol=1e-5, atol=3e-6 * total.abs().max().item())
 
 
 # Planted faults: a checker that cannot fail confirms nothing.
@@ -468,10 +487,10 @@ class EncoderOutOfThePriorTerm(MoPoE):
 
 class ProductThatDropsAnExpert(MoPoE):
     @staticmethod
-    def aggregate(mean: Tensor, log_variance: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    def aggregate(mean: Tensor, log_variance: Tensor, given: Tensor, *rest: bool) -> tuple[Tensor, Tensor]:
         kept = given.clone()
         kept[..., 2] &= ~given[..., :2].any(-1)
-        return product(mean, log_variance, kept)
+        return product(mean, log_variance, kept, *rest)
 
 
 class EveryExpertInfers(MMVAE):
