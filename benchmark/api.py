@@ -132,7 +132,7 @@ def cells(dataset: str, modalities: Sequence[str], task: str, every_subset: bool
     elif task == "many_to_one":
         for j in modalities:
             others = [i for i in modalities if i != j]
-            sizes = range(2, len(others) + 1) if every_subset else [len(others)]
+            sizes = range(2, len(others) + 1) if every_subset else [len(others)] if len(others) > 1 else []
             yield from (Cell(dataset, given, (j,)) for size in sizes for given in combinations(others, size))
     else:
         raise UserError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")

@@ -302,10 +302,7 @@ def check(
     from benchmark import compare
 
     preset = _preset(preset)
-    fresh = _local(runs)
-    fresh = fresh[fresh["preset"] == preset]
-    if fresh.empty:
-        raise UserError(f"{runs / 'results.csv'} has no rows of preset {preset}: run bench reproduce first")
+    fresh = _standard(runs, preset)
     verdicts = compare.compare(_reference(preset), fresh, _metric_cards(), rule=rule, tolerance=tolerance)
     _print_verdicts(verdicts)
     raise typer.Exit(compare.exit_code(verdicts))
@@ -332,15 +329,13 @@ def bless(
 
     Example: bench bless --preset cpu --reason "first measurement"
     """
-    from benchmark import compare, records
+    from benchmark import compare
 
     preset = _preset(preset)
     if compare.tree_is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
-    fresh = records.latest(_local(runs))
-    changes = compare.bless(
-        fresh[fresh["preset"] == preset], _reference_path(preset), reason, tables.RESULTS / "LOG.md"
-    )
+    fresh = _standard(runs, preset)
+    changes = compare.bless(fresh, _reference_path(preset), reason, tables.RESULTS / "LOG.md")
     print(", ".join(f"{count} {name}" for name, count in changes["change"].value_counts().items()))
     print("Next: bench readme   (write the README's tables anew)")
 
@@ -542,6 +537,26 @@ def _local(runs: Path) -> pd.DataFrame:
     from benchmark import records
 
     return records.latest(records.load(runs / "results.csv", must_exist=True))
+
+
+def _standard(runs: Path, preset: str) -> pd.DataFrame:
+    """The rows of a preset's own recipe by the code as it is now: overrides and older code made other runs.
+
+    Raises UserError where there are none.
+    """
+    from benchmark import runner
+
+    frame = _local(runs)
+    frame = frame[frame["preset"] == preset]
+    jobs = frame[["method", "dataset", "seed"]].drop_duplicates().itertuples(index=False)
+    known = [job for job in jobs if job.method in registry.index("method")]
+    ids = {runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs).run_id for job in known}
+    frame = frame[frame["run_id"].isin(ids)]
+    if frame.empty:
+        raise UserError(
+            f"{runs / 'results.csv'} has no rows of preset {preset} by this code: run bench reproduce first"
+        )
+    return frame
 
 
 def _reference_path(preset: str) -> Path:

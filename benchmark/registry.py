@@ -24,6 +24,7 @@ FOLDERS = {
     "dataset": ("data_prep",),
     "metric": ("benchmark/metrics",),
 }
+_PLUG_IN_FOLDERS = ("models", "baselines", "data_prep", "metrics")
 HANDLES = {"method": "METHOD", "dataset": "DATASET", "metric": "METRIC"}
 _CARDS = {"MethodCard": api.MethodCard, "DatasetCard": api.DatasetCard, "MetricCard": api.MetricCard}
 
@@ -130,9 +131,12 @@ def sources(path: Path) -> str:
 
 
 def _imports(tree: ast.Module) -> list[Path]:
-    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    paths = [ROOT / (name.replace(".", "/") + ".py") for name in names]
-    return [path for path in paths if path.is_file() and path.parent.name in ("models", "baselines", "data_prep")]
+    """The plug-in code that a file imports: plug-ins and their support modules, not the core."""
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    names = {name for node in froms for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
+    stems = [ROOT / str(name).replace(".", "/") for name in names]
+    paths = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
+    return [path for path in paths if path.is_file() and path.parent.name in _PLUG_IN_FOLDERS]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

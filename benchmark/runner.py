@@ -256,7 +256,7 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
         protocol=run.config.protocol(),
         precision=run.config.precision,
         run_id=run.run_id,
-        sources=run.sources,
+        sources=digest([run.sources, registry.sources(registry.locate("metric", result.metric))]),
         **machine(device),
         sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4),
         **measured,

@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmark import cli, records
 
 TINY = {
@@ -76,6 +78,7 @@ def bench(*words: object, patches: Sequence[Callable[[], object]] = (), by: Sign
 def _run(words: list[str], folder: str, patches: Sequence[Callable[[], object]]) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), descriptor)
+    torch.set_num_threads(1)
     for patch in patches:
         patch()
     sys.argv = ["bench", *words]

@@ -19,7 +19,7 @@ LAYERS = (
     {"benchmark.runtime", "benchmark.metrics", "models", "baselines", "data_prep"},
     {f"benchmark.{name}" for name in ("train", "evaluate", "criteria")},
     {"benchmark.runner"},
-    {f"benchmark.{name}" for name in ("conform", "doctor", "profile", "show")},
+    {f"benchmark.{name}" for name in ("conform", "doctor", "profile", "show", "tune")},
     {"benchmark.cli"},
 )
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")
