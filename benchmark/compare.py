@@ -11,9 +11,11 @@ statistical  a moderated t test on the metric's own scale, Holm over cells. Sees
 
 `auto` decides each cell by the strongest rule that is valid for it:
 1. The shared seeds agree by the paired rule: same. No test is spent on equal numbers.
-2. They differ, and commit, torch and device are equal: the paired rule decides, for nothing is left that may differ.
-3. They differ, and so does commit, torch or device: the difference is recorded in the row, and the statistical rule
-   decides, also where no seed is shared.
+2. They differ, and torch and device are equal: the paired rule decides, for the code alone may have moved the number,
+   and finding that is what the check is for. A change that only reorders arithmetic moves it too: ask with
+   `rule="statistical"` whether the shift is more than seed noise, and bless it.
+3. They differ, and so does torch or device: the difference is recorded in the row, and the statistical rule decides,
+   also where no seed is shared.
 4. The reference has no spread to test with (one seed everywhere): the paired rule decides on whatever machine; a
    looser `tolerance` may be needed there, and `paired` in the verdict shows how loose.
 
@@ -359,7 +361,7 @@ def _decide_by_seeds(
         equal = all(
             abs(b - a) <= tolerance * max(abs(a), abs(b)) + flip for (a, b), flip in zip(numbers, flips, strict=True)
         )
-    same_machine = all((a.commit, a.torch, a.device) == (b.commit, b.torch, b.device) for a, b in pairs)
+    same_machine = all((a.torch, a.device) == (b.torch, b.device) for a, b in pairs)
     if not equal:
         _note(verdict, *_changed_sources(pairs, verdict.cell))
     paired_is_valid = bool(pairs) and (equal or same_machine)
@@ -375,7 +377,7 @@ def _decide_by_seeds(
         return
     verdict.verdict = "same" if equal else _direction(math.fsum(b - a for a, b in numbers), card)
     if not (equal or same_machine):
-        _note(verdict, "commit, torch or device differ: a looser tolerance may be due")
+        _note(verdict, "torch or device differ: a looser tolerance may be due")
 
 
 def _changed_sources(pairs: Sequence[tuple[Record, Record]], cell: CellKey) -> list[str]:

@@ -6,11 +6,10 @@ import contextlib
 import hashlib
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from benchmark.files import write_atomic as write_atomic
 
 
 def seed_of(*purpose: object) -> int:
@@ -75,4 +74,13 @@ def device_name(device: str) -> str:
     """The device in words, as a result row states it."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    """The processor's model, where the system says; machines of one name and vector width compute alike."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"{platform.machine()} CPU"

@@ -7,6 +7,7 @@ method better. Every trial is a line of results/tuning.csv, and the test split i
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import itertools
 import math
@@ -90,8 +91,9 @@ def tune(
         done = [line for line in lines if line["run_id"] == run.run_id]
         if not done:
             line = _trial(run, " ".join(point), device, report)
-            lines = [*_read(out), line]
-            _write(out, lines)
+            with (runs / "tuning.lock").open("a") as lock:  # two searches may share the file
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _write(out, [*_read(out), line])
             done = [line]
         yield done[0]
 

@@ -14,10 +14,8 @@ import pkgutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +39,6 @@ _PROCESSES.set_forkserver_preload(["benchmark.runner", "pandas", "scipy.stats", 
 
 
 @dataclass(frozen=True)
-class Signal:
-    """Sent from outside, `delay` seconds after the process begins the nth call of `function` ("module:Class.name")."""
-
-    function: str
-    nth: int
-    delay: float = 0.0
-    number: int = signal.SIGKILL
-
-
-@dataclass(frozen=True)
 class Answer:
     """`status`: the exit status, or minus the number of the signal that ended the process."""
 
@@ -59,19 +47,12 @@ class Answer:
     err: str
 
 
-def bench(*words: object, patches: Sequence[Callable[[], object]] = (), by: Signal | None = None) -> Answer:
-    """Run the command to its end, or until a signal ends it."""
+def bench(*words: object, patches: Sequence[Callable[[], object]] = ()) -> Answer:
+    """Run the command to its end."""
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = _PROCESSES.Pipe()
-        announced = [functools.partial(from_call, by.function, by.nth, functools.partial(_tell, theirs))] if by else []
-        arguments = (list(map(str, words)), folder, [*patches, *announced])
-        process = _PROCESSES.Process(target=_run, args=arguments)
+        process = _PROCESSES.Process(target=_run, args=(list(map(str, words)), folder, patches))
         process.start()
-        if by and ours in wait([ours, process.sentinel], timeout=60):
-            time.sleep(by.delay)
-            os.kill(process.pid or 0, by.number)
-        process.join(60)
-        assert process.exitcode is not None, "the command hangs"
+        process.join()
         return Answer(process.exitcode, *(Path(folder, name).read_text() for name in ("out", "err")))
 
 
@@ -94,9 +75,9 @@ def put(name: str, value: object) -> None:
     setattr(pkgutil.resolve_name(module), attribute, value)
 
 
-def from_call(function: str, nth: int, instead: Callable[..., Any]) -> None:
-    """From its nth call on, `function` becomes `instead(original, *arguments)`."""
-    owner, _, attribute = function.replace(":", ".").rpartition(".")
+def at_call(function: str, nth: int, instead: Callable[..., Any]) -> None:
+    """The nth call of `function`, a dotted name, becomes `instead(original, *arguments)`."""
+    owner, _, attribute = function.rpartition(".")
     holder = pkgutil.resolve_name(owner)
     original, calls = getattr(holder, attribute), 0
 
@@ -104,42 +85,51 @@ def from_call(function: str, nth: int, instead: Callable[..., Any]) -> None:
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        return instead(original, *arguments, **options) if calls >= nth else original(*arguments, **options)
+        return instead(original, *arguments, **options) if calls == nth else original(*arguments, **options)
 
     setattr(holder, attribute, counted)
 
 
-def _tell(connection: Connection, original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    connection.send(None)
+def cut(seconds: float, original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Do the call, and have the kernel end the process after that much of its CPU time, in the midst of anything.
+
+    Python sees as little of it as of kill -9. The status is minus SIGPROF.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    return original(*arguments, **options)
+
+
+def send(number: int, original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A signal arrives as the call begins."""
+    os.kill(os.getpid(), number)
     return original(*arguments, **options)
 
 
 def die(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Instead of a call: the process is killed."""
+    """kill -9 before the call."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_after(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """kill -9 after the call."""
     original(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_halfway(write: Callable[[int, bytes], int], descriptor: int, content: bytes) -> None:
-    """Instead of os.write: half of the content is written, and the process is killed."""
+    """kill -9 when os.write has written half."""
     write(descriptor, content[: len(content) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def disk_full(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Instead of a call: the disk is full."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def half_a_disk(write: Callable[[int, bytes], int], descriptor: int, content: bytes) -> int:
-    """Instead of os.write: half of the content fits, and nothing after it."""
-    if len(content) < 100:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def write_half(write: Callable[[int, bytes], int], descriptor: int, content: bytes) -> int:
+    """os.write to a disk that takes a part."""
     return write(descriptor, content[: len(content) // 2])
+
+
+def disk_full(original: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """The call fails, since the disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # What is compared.

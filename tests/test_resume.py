@@ -23,27 +23,26 @@ from benchmark import runner
 from benchmark.api import Cell
 from benchmark.tables import job_of
 from tests import processes
-from tests.processes import SMALL, TINY, Answer, Signal, bench, checkpoint_of, contents, rows
+from tests.processes import SMALL, TINY, Answer, at_call, bench, checkpoint_of, cut, put, rows, send
 
 ROOT = Path(__file__).resolve().parent.parent
 UPDATES = TINY["updates"]
-UPDATE, SCORE = "benchmark.train:Trainer.update", "benchmark.runner:evaluate_cell"
-# Checkpoints at every log line and a log line at every 10 updates, so that a kill finds a run in many states.
-OFTEN = (
-    partial(processes.put, "benchmark.train:CHECKPOINT_SECONDS", 0.0),
-    partial(processes.put, "benchmark.train:LOG_EVERY", 10),
-)
+UPDATE, SCORE = "benchmark.train.Trainer.update", "benchmark.runner.evaluate_cell"
+# A log line and a checkpoint at every tenth update, so that a kill finds a run in many states.
+OFTEN = (partial(put, "benchmark.train:CHECKPOINT_SECONDS", 0.0), partial(put, "benchmark.train:LOG_EVERY", 10))
+Whole = Callable[[str], Path]
 
 
-def run(
-    method: object, runs: Path, *patches: Callable[[], object], by: Signal | None = None, more: tuple = ()
-) -> Answer:
-    words = ["run", "--method", method, "--task", "one_to_one", "--task", "uncond", *SMALL, "--runs", runs, *more]
-    return bench(*words, patches=[*OFTEN, *patches], by=by)
+def words(method: object, runs: Path) -> list[object]:
+    return ["run", "--method", method, "--task", "one_to_one", "--task", "uncond", *SMALL, "--runs", runs]
+
+
+def run(method: object, runs: Path, *patches: Callable[[], object], more: tuple = ()) -> Answer:
+    return bench(*words(method, runs), *more, patches=[*OFTEN, *patches])
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The runs folder of a method's uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
 
@@ -63,70 +62,71 @@ def updates_done(runs: Path) -> int:
     return 0
 
 
-def assert_equal_runs(found: Path, expected: Path) -> None:
+def assert_same_numbers(found: Path, expected: Path) -> None:
+    """Equal rows and, bit by bit, equal weights, averages and optimiser states."""
     assert rows(found) == rows(expected) != []
-    ours, theirs = checkpoint_of(found), checkpoint_of(expected)
-    tensors, others = load_file(ours), load_file(theirs)
-    assert tensors.keys() == others.keys() and {name.split(".")[0] for name in tensors} == {
-        "model",
-        "average",
-        "optimizer",
-    }
+    tensors, others = load_file(checkpoint_of(found)), load_file(checkpoint_of(expected))
+    assert tensors.keys() == others.keys()
+    assert {name.split(".")[0] for name in tensors} == {"model", "average", "optimizer"}
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
-    assert ours.parent.name == theirs.parent.name
-    assert (ours.parent / "train.jsonl").read_bytes() == (theirs.parent / "train.jsonl").read_bytes()
-    left = {path.name for path in found.rglob("*") if path.is_file()}
-    assert left == {"checkpoint.safetensors", "config.json", "lock", "results.csv", "train.jsonl"}
 
 
-def test_the_comparison_sees_one_changed_bit_and_one_lost_row(whole, tmp_path: Path) -> None:
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Equal numbers and training curves, and no file beside those of an uninterrupted run."""
+    assert_same_numbers(found, expected)
+    logs = [(checkpoint_of(runs).parent / "train.jsonl").read_bytes() for runs in (found, expected)]
+    assert logs[0] == logs[1]
+    left = [sorted(path.relative_to(runs) for path in runs.rglob("*")) for runs in (found, expected)]
+    assert left[0] == left[1]
+
+
+def test_the_comparison_sees_a_lost_row_and_a_changed_bit(whole: Whole, tmp_path: Path) -> None:
     copy = tmp_path / "runs"
     shutil.copytree(whole("muni"), copy)
-    assert_equal_runs(copy, whole("muni"))
     results = copy / "results.csv"
-    lines = results.read_text().splitlines(keepends=True)
-    results.write_text("".join(lines[:-1]))
+    header, *lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join([header, *reversed(lines)]))  # the order of rows does not count
+    assert_same_run(copy, whole("muni"))
+    results.write_text("".join([header, *lines[1:]]))
     with pytest.raises(AssertionError):
-        assert_equal_runs(copy, whole("muni"))
-    results.write_text("".join([lines[0], *reversed(lines[1:])]))  # the order of rows does not count
-    assert_equal_runs(copy, whole("muni"))
+        assert_same_run(copy, whole("muni"))
+    results.write_text("".join([header, *lines]))
     content = bytearray(checkpoint_of(copy).read_bytes())
     content[-3] ^= 1
     checkpoint_of(copy).write_bytes(content)
     with pytest.raises(AssertionError):
-        assert_equal_runs(copy, whole("muni"))
+        assert_same_run(copy, whole("muni"))
 
 
 @pytest.mark.parametrize("method", ["muni", "shala"])
-def test_kill_9_at_random_moments(method: str, whole, runs: Path) -> None:
-    chance = random.Random(f"kill {method}")
-    in_training: list[int] = []
-    while (before := updates_done(runs)) < UPDATES:
-        assert rows(runs) == []  # no row before the update budget is reached
-        moment = Signal(UPDATE, chance.randint(1, 22), chance.uniform(0, 0.02))
-        answer = run(method, runs, by=moment)
-        assert answer.status == -signal.SIGKILL, answer.err
-        assert updates_done(runs) >= before
-        in_training.append(before)
+def test_killed_at_random_moments(method: str, whole: Whole, runs: Path) -> None:
+    moments = random.Random(f"the moments of {method}")
+    killed_at: list[int] = []
+    while (done := updates_done(runs)) < UPDATES:
+        assert not (runs / "results.csv").exists()  # no row before the update budget is reached
+        killed_at.append(done)
+        nth, seconds = moments.randint(1, min(22, UPDATES - done)), moments.uniform(0.001, 0.02)
+        assert run(method, runs, partial(at_call, UPDATE, nth, partial(cut, seconds))).status == -signal.SIGPROF
+        assert updates_done(runs) >= done
     for _ in range(5):
-        assert run(method, runs, by=Signal(SCORE, 1, chance.uniform(0, 0.02))).status == -signal.SIGKILL
-    assert len(rows(runs)) < len(rows(whole(method)))  # so all five were killed before the end
+        seconds = moments.uniform(0.001, 0.03)
+        assert run(method, runs, partial(at_call, SCORE, 1, partial(cut, seconds))).status == -signal.SIGPROF
     assert run(method, runs).status == 0
-    assert_equal_runs(runs, whole(method))
-    assert len(in_training) >= 8
-    # ShaLa-style trains in two stages of half the updates each.
-    assert min(sum(done < UPDATES / 2 for done in in_training), sum(done >= UPDATES / 2 for done in in_training)) >= 3
+    assert_same_run(runs, whole(method))
+    # In both halves of training, which are the stages of ShaLa-style.
+    assert len(killed_at) >= 8
+    assert min(sum(done < UPDATES / 2 for done in killed_at), sum(done >= UPDATES / 2 for done in killed_at)) >= 3
 
 
 FATAL_CALLS = [
-    # The run's files: config.json, then log and checkpoint at every tenth update.
+    # The files of a run: config.json, then the log and the checkpoint at every tenth update.
     ("os.replace", 1, processes.die),
     ("os.replace", 4, processes.die),
-    ("os.replace", 4, processes.die_after),  # the log is ahead of the checkpoint
-    ("os.replace", 3, processes.die),  # a temporary checkpoint is left
+    ("os.replace", 4, processes.die_after),  # leaves a log that is ahead of the checkpoint
+    ("os.replace", 3, processes.die),  # leaves a temporary checkpoint
     ("os.fsync", 5, processes.die),
     ("os.replace", 5, processes.die_after),
-    # The results: no write yet, half of one twice, all of one that is not yet known to be on the disk.
+    # The results: nothing written, a cut line, a cut line again, lines that are not known to be on the disk.
     ("os.ftruncate", 1, processes.die),
     ("os.write", 1, processes.die_halfway),
     ("os.write", 1, processes.die_halfway),
@@ -136,52 +136,116 @@ FATAL_CALLS = [
 ]
 
 
-def test_death_at_the_calls_that_write(whole, runs: Path) -> None:
+def test_killed_at_the_calls_that_write(whole: Whole, runs: Path) -> None:
     for function, nth, how in FATAL_CALLS:
-        if function == "os.write" and updates_done(runs) < UPDATES:
-            assert rows(runs) == []
-        answer = run("muni", runs, partial(processes.from_call, function, nth, how))
+        answer = run("muni", runs, partial(at_call, function, nth, how))
         assert answer.status == -signal.SIGKILL, (function, nth, answer.err)
         if how is processes.die_halfway:
             assert not (runs / "results.csv").read_bytes().endswith(b"\n")
     assert run("muni", runs).status == 0
-    assert_equal_runs(runs, whole("muni"))
+    assert_same_run(runs, whole("muni"))
+
+
+def test_kill_9_of_the_command_itself(whole: Whole, runs: Path) -> None:
+    command = [sys.executable, "-m", "benchmark.cli", *map(str, words("muni", runs))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert process.stderr.readline().startswith("muni seed 0: training 50 %")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (runs / "results.csv").exists()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert_same_numbers(runs, whole("muni"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("function", "nth"), [(UPDATE, 15), (SCORE, 2)])
-def test_a_signal_stops_at_a_whole_step_and_says_how_to_go_on(
-    number: int, function: str, nth: int, whole, runs: Path
+def test_a_signal_stops_after_a_whole_step_and_the_command_says_how_to_go_on(
+    number: int, function: str, nth: int, whole: Whole, runs: Path
 ) -> None:
-    # As set in earnest: it is the signal that makes the checkpoint, not the clock.
-    seldom = partial(processes.put, "benchmark.train:CHECKPOINT_SECONDS", 20.0)
-    stopped = run("muni", runs, seldom, by=Signal(function, nth, number=number))
+    seldom = partial(put, "benchmark.train:CHECKPOINT_SECONDS", 20.0)  # the signal makes the checkpoint, not the clock
+    stopped = run("muni", runs, seldom, partial(at_call, function, nth, partial(send, number)))
     assert stopped.status == 130
     assert stopped.err.splitlines()[-1] == "bench: stopped; the same command goes on where it stopped"
-    assert "Traceback" not in stopped.err
-    if function == UPDATE:
-        assert 10 <= updates_done(runs) < UPDATES and rows(runs) == []
-    else:
-        assert updates_done(runs) == UPDATES and 0 < len(rows(runs)) < len(rows(whole("muni")))
+    cells = {row[2:4] for row in rows(runs)}  # given and want
+    assert (updates_done(runs), len(cells)) == ((20, 0) if function == UPDATE else (UPDATES, 2))
     assert run("muni", runs).status == 0
-    assert_equal_runs(runs, whole("muni"))
+    assert_same_run(runs, whole("muni"))
 
 
 def out_of_time(original: Callable, *arguments: object, **options: object) -> object:
-    """Do the call, and let a year go by."""
-    time.monotonic = lambda: 3e7
+    """Half a year passes during the call."""
+    before = time.monotonic()
+    time.monotonic = lambda: before + 1.5e7
     return original(*arguments, **options)
 
 
-@pytest.mark.parametrize(("function", "nth"), [(UPDATE, 15), (SCORE, 2)])
-def test_max_time_stops_with_status_0_and_resumes(function: str, nth: int, whole, runs: Path) -> None:
-    for more in ((), ("--fresh",)):
-        stopped = run(
-            "muni", runs, partial(processes.from_call, function, nth, out_of_time), more=("--max-time", 60, *more)
-        )
+def test_max_time_stops_with_status_0_in_training_and_between_cells(whole: Whole, runs: Path) -> None:
+    seldom = partial(put, "benchmark.train:CHECKPOINT_SECONDS", 1e9)
+    for function, nth, updates, cells in ((UPDATE, 15, 20, 0), (SCORE, 2, UPDATES, 2)):
+        late = partial(at_call, function, nth, out_of_time)
+        stopped = run("muni", runs, seldom, late, more=("--max-time", 60))
         assert stopped.status == 0
-        assert "the same command goes on where it stopped" in stopped.err
-        assert (updates_done(runs), len(rows(runs)) > 0) == ((20, False) if function == UPDATE else (UPDATES, True))
-    if function == UPDATE:
-        assert run("muni", runs).status == 0
-        assert_equal_runs(runs, whole("muni"))
+        assert stopped.err.splitlines()[-1] == "bench: stopped; the same command goes on where it stopped"
+        assert (updates_done(runs), len({row[2:4] for row in rows(runs)})) == (updates, cells)
+    assert run("muni", runs).status == 0
+    assert_same_run(runs, whole("muni"))
+
+
+MINE = '''
+"""A method of the user's."""
+
+from benchmark.api import MethodCard
+from models.muni import MUNI
+
+CARD = MethodCard(version=1, label="mine", paper="none")
+
+
+class Mine(MUNI):
+    detach_own = True
+
+
+METHOD = Mine
+'''
+COMMENTED = MINE.replace("detach_own = True", "# on every target\n\n    detach_own = (True)").replace("of the", "by a")
+CHANGED = MINE.replace("detach_own = True", "detach_own = False")
+
+
+def test_changed_code_makes_a_new_run_and_a_comment_does_not(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    seen = []
+    for source in (MINE, COMMENTED, CHANGED):
+        file.write_text(source)
+        assert run(file, runs, partial(at_call, UPDATE, 15, partial(send, signal.SIGTERM))).status == 130
+        seen.append(sorted(updates for updates in map(updates_done, runs.glob("smoke/gaussian_mixture/mine/*"))))
+    assert seen == [[20], [40], [20, 40]]  # begun; gone on; begun anew, with the old run as it was
+
+
+def test_what_another_process_finished_while_we_waited_is_not_done_again(
+    whole: Whole, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone_in = runner._alone_in
+
+    @contextlib.contextmanager
+    def after_another_process(directory: Path) -> Iterator[None]:
+        shutil.copytree(whole("muni"), runs, dirs_exist_ok=True)
+        with alone_in(directory):
+            yield
+
+    monkeypatch.setattr(runner, "_alone_in", after_another_process)
+    settings = [f"{name}={value}" for name, value in TINY.items()]
+    cell = Cell("gaussian_mixture", ("x1",), ("x2",))
+    prepared = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 0, [(cell, "swd")]), runs, settings)
+    assert len(runner.missing(prepared)) == 1
+    assert runner.execute([prepared], "cpu", lambda *_: None).finished == 1
+    assert rows(runs) == rows(whole("muni"))
+
+
+def test_fresh_discards_what_the_run_has_with_its_samples(whole: Whole, runs: Path) -> None:
+    shutil.copytree(whole("muni"), runs, dirs_exist_ok=True)
+    samples = checkpoint_of(runs).parent / "samples"
+    samples.mkdir()
+    (samples / "nothing_to_x1.png").touch()
+    stopped = run("muni", runs, partial(at_call, UPDATE, 15, partial(send, signal.SIGTERM)), more=("--fresh",))
+    assert (stopped.status, updates_done(runs), samples.exists()) == (130, 20, False)
