@@ -110,6 +110,8 @@ def execute(
                     outcome.finished += 1
                 except (Stopped, UserError):
                     raise
+                except KeyboardInterrupt:
+                    raise Stopped from None
                 except Exception as error:  # one method's failure must not cost the others their turn
                     reason = " ".join(f"error: {type(error).__name__}: {error}".split())
                     _append(run, device, [Result(cell, metric, None, reason, None) for cell, metric in missing(run)])
@@ -121,7 +123,9 @@ def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
     """The method of a finished run with its averaged weights, its dataset, and how far training got."""
     data = registry.load("dataset", run.job.dataset)(run.config, device)
     method = build(run, data, device)
-    progress = load_average(method, run.directory, run.run_id) if run.method_card.stages else None
+    progress = None
+    if run.method_card.stages:
+        progress = load_average(method, run.directory, run.run_id, run.config.updates)
     return method, data, progress
 
 

@@ -55,7 +55,7 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, fold
     """
     cell = _cell(run, given)
     method, data, progress = trained_method(run, device)
-    if run.method_card.stages and (progress is None or progress.updates < run.config.updates):
+    if run.method_card.stages and (progress is None or not progress.done):
         stands = f"stands at update {progress.updates} of {run.config.updates}" if progress else "has no trained model"
         raise UserError(f"{run.directory} {stands}: train it with: {train_command(run)}")
     if rows > data.count("test"):

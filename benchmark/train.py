@@ -209,14 +209,14 @@ def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[st
     return tensors, facts
 
 
-def load_average(model: nn.Module, directory: Path, run_id: str) -> Progress | None:
-    """Load the weight average of a run into `model`; None where there is no checkpoint."""
+def load_average(model: nn.Module, directory: Path, run_id: str, budget: int) -> Progress | None:
+    """Load the weight average of a run into `model` and return how far of `budget` updates it got; None without one."""
     path = directory / CHECKPOINT
     if not path.exists():
         return None
     tensors, facts = read_checkpoint(path, run_id)
     model.load_state_dict(_below("average.", tensors))
-    return Progress(int(facts["updates"]), int(facts["updates"]), float(facts["seconds"]), float(facts["loss"]))
+    return Progress(int(facts["updates"]), budget, float(facts["seconds"]), float(facts["loss"]))
 
 
 def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[Any]:

@@ -138,7 +138,7 @@ def last_stage() -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the checkout with a smaller smoke preset, a table of muni alone and, in place of an environment, ours."""
+    """A copy of the checkout with a smaller smoke preset, a table of muni alone and our environment in place."""
     copy = tmp_path / "tree"
     for name in ("benchmark", "models", "baselines", "data_prep", "results", ".ci"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "reference"))

@@ -29,7 +29,7 @@ from benchmark.tables import (
 MODALITIES = ("a", "b", "c")
 METRICS = {
     name: MetricCard(1, name, "squared units", False, "log", ("uncond",), "mean", "", "")
-    for name in ("shared_mse", "swd", "swd_w1", "energy_score", "private_swd")
+    for name in ("shared_mse", "swd", "swd_w1", "uniform_expert", "energy_score", "private_swd")
 }
 METHODS = {
     "muni": MethodCard(1, "MUNI", "2026", deviations=("one shared recipe",)),
@@ -167,7 +167,7 @@ def test_every_table_in_the_repository_loads():
 def test_paper_keys_of_table5_select_the_printed_numbers():
     whole, paper = load_table("table5", METRICS), load_paper()
     muni = [paper_values(paper, column).get("muni") for column in whole.columns]
-    assert muni == [0.0508, 0.0414, 0.13, 0.0394, None, None, None, None, None]
+    assert muni == [0.0508, 0.0414, 0.13, 0.0394, None, None, None, None, None, None]
     with pytest.raises(UserError, match="no number"):
         paper_values(paper, Column("x", "swd", 2, paper={"table": "table55"}))
     with pytest.raises(UserError, match="several numbers of one method"):
@@ -183,7 +183,7 @@ def test_jobs_ask_each_metric_on_its_columns_cells_only(table):
     assert [job.seed for job in jobs] == [seed for seed in range(5) for _ in range(5)]
     asked = {(cell.task, metric) for cell, metric in jobs[0].scores}
     assert asked == {(column.task, column.metric) for column in table.columns}
-    assert len(jobs[0].scores) == 6 * 3 + 3 * 3 + 3
+    assert len(jobs[0].scores) == 6 * 4 + 3 * 3 + 3
     with pytest.raises(UserError, match="no seeds for preset 'cpuu': did you mean 'cpu'"):
         table.jobs("cpuu", MODALITIES)
 
