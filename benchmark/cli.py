@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -294,6 +294,7 @@ def check(
     runs: Runs = RUNS,
     rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
     tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.")] = 1e-6,
+    set_: Set = [],
 ) -> None:
     """Compare fresh rows with results/reference/: exit status 0 same, 1 a number moved, 2 could not compare.
 
@@ -302,8 +303,8 @@ def check(
     from benchmark import compare
 
     preset = _preset(preset)
-    fresh = _standard(runs, preset)
-    verdicts = compare.compare(_reference(preset), fresh, _metric_cards(), rule=rule, tolerance=tolerance)
+    reference, fresh = _reference(preset), _standard(runs, preset, set_)
+    verdicts = compare.compare(reference, fresh, _metric_cards(), rule=rule, tolerance=tolerance)
     _print_verdicts(verdicts)
     raise typer.Exit(compare.exit_code(verdicts))
 
@@ -539,8 +540,8 @@ def _local(runs: Path) -> pd.DataFrame:
     return records.latest(records.load(runs / "results.csv", must_exist=True))
 
 
-def _standard(runs: Path, preset: str) -> pd.DataFrame:
-    """The rows of a preset's own recipe by the code as it is now: overrides and older code made other runs.
+def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of a preset's recipe by the code as it is now: other overrides and older code made other runs.
 
     Raises UserError where there are none.
     """
@@ -550,7 +551,10 @@ def _standard(runs: Path, preset: str) -> pd.DataFrame:
     frame = frame[frame["preset"] == preset]
     jobs = frame[["method", "dataset", "seed"]].drop_duplicates().itertuples(index=False)
     known = [job for job in jobs if job.method in registry.index("method")]
-    ids = {runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs).run_id for job in known}
+    ids = {
+        runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs, overrides).run_id
+        for job in known
+    }
     frame = frame[frame["run_id"].isin(ids)]
     if frame.empty:
         raise UserError(

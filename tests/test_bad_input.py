@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 UPDATE = "benchmark.train.Trainer.update"
 OFTEN = (partial(put, "benchmark.train:CHECKPOINT_SECONDS", 0.0), partial(put, "benchmark.train:LOG_EVERY", 10))
 
+STOPPED_EARLY = (partial(at_call, UPDATE, 15, partial(send, signal.SIGTERM)),)
+
 
 def run(runs: Path, *more: object, patches: tuple = ()) -> Answer:
     return bench("run", "-m", "muni", "-t", "uncond", *SMALL, "--runs", runs, *more, patches=[*OFTEN, *patches])
@@ -99,10 +101,10 @@ def test_a_file_that_is_no_checkpoint_of_this_run(content: bytes, trained: Path)
 
 
 def test_the_checkpoint_of_another_seed_and_the_way_out(trained: Path, tmp_path: Path) -> None:
-    assert run(tmp_path / "other", "--seed", 1).status == 0
+    assert run(tmp_path / "other", "--seed", 1, patches=STOPPED_EARLY).status == 130
     shutil.copy(checkpoint_of(tmp_path / "other"), checkpoint_of(trained))
     assert_refused(trained, "or pass --fresh", lambda: run(trained))
-    assert run(trained, "--fresh").status == 0
+    assert run(trained, "--fresh", patches=STOPPED_EARLY).status == 130
 
 
 class Vandal:
@@ -149,7 +151,7 @@ def test_a_damaged_line_amid_the_results_is_named(finished: Path) -> None:
     lines = (finished / "results.csv").read_text().splitlines(keepends=True)
     lines[2] = lines[2][:40] + "\n"
     (finished / "results.csv").write_text("".join(lines))
-    assert_refused(finished, "line 3: 4 fields", lambda: run(finished))
+    assert_refused(finished, "line 3: ", lambda: run(finished))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -232,29 +234,28 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (small_files, "checkpoint.safetensors (File too large)"),
-        (partial(at_call, "os.fsync", 3, processes.disk_full), "checkpoint.safetensors (No space left on device)"),
-        (partial(at_call, "os.fsync", 2, processes.disk_full), "train.jsonl (No space left on device)"),
-        (partial(at_call, "os.fsync", 1, processes.disk_full), "config.json (No space left on device)"),
-    ],
-)
-def test_a_full_disk_while_a_run_is_saved(fault: Callable, message: str, whole: Path, runs: Path) -> None:
-    assert run(runs, patches=(partial(at_call, UPDATE, 15, partial(send, signal.SIGTERM)),)).status == 130
+FULL = [
+    (small_files, "checkpoint.safetensors (File too large)"),
+    (partial(at_call, "os.fsync", 3, processes.disk_full), "checkpoint.safetensors (No space left on device)"),
+    (partial(at_call, "os.fsync", 2, processes.disk_full), "train.jsonl (No space left on device)"),
+    (partial(at_call, "os.fsync", 1, processes.disk_full), "config.json (No space left on device)"),
+]
+
+
+def test_a_full_disk_while_a_run_is_saved(whole: Path, runs: Path) -> None:
+    assert run(runs, patches=STOPPED_EARLY).status == 130
     before = contents(runs)
-    answer = run(runs, patches=(fault,))
-    assert answer.status == 2
-    assert message in complaint(answer)
-    after = contents(runs)
-    assert after.keys() == before.keys()  # no row, no temporary file
-    assert all(after[name] == before[name] for name in before if not name.endswith("train.jsonl"))
+    for fault, message in FULL:
+        answer = run(runs, patches=(fault,))
+        assert answer.status == 2
+        assert message in complaint(answer)
+        after = contents(runs)
+        assert after.keys() == before.keys()  # no row, no temporary file
+        assert all(after[name] == before[name] for name in before if not name.endswith("train.jsonl"))
     assert run(runs).status == 0
     assert rows(runs) == rows(whole)
-    assert checkpoint_of(runs).with_name("train.jsonl").read_text() == (
-        checkpoint_of(whole).with_name("train.jsonl").read_text()
-    )
+    logs = [checkpoint_of(folder).with_name("train.jsonl").read_bytes() for folder in (runs, whole)]
+    assert logs[0] == logs[1]
 
 
 def test_two_runs_in_one_directory(trained: Path) -> None:

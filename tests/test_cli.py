@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -421,12 +422,13 @@ def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(
     assert without.code == 2 and "bench bless --preset smoke makes them" in without.err
     frame = records.load(finished / "results.csv")
     records.write_sorted(results / "reference" / "smoke.csv", frame)
-    same = bench("check", "-p", "smoke", "--runs", finished)
+    overrides = SMALL[2:]
+    same = bench("check", "-p", "smoke", "--runs", finished, *overrides)
     assert (same.code, same.out) == (0, f"{len(frame)} same\n")
     row = frame.index[(frame["method"] == "muni") & (frame["metric"] == "swd")][0]
     frame.loc[row, "value"] *= 1.05
     records.write_sorted(results / "reference" / "smoke.csv", frame)
-    moved = bench("check", "-p", "smoke", "--runs", finished)
+    moved = bench("check", "-p", "smoke", "--runs", finished, *overrides)
     assert moved.code == 1
     assert "swd" in moved.out and f"{len(frame) - 1} same" in moved.out
     assert bench("check", "-p", "cpu", "--runs", finished).code == 2
@@ -448,11 +450,16 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     ]
     runs = results.parent / "clean"
     records.append(runs / "results.csv", clean)
+    refused = bench(*command[:-1], runs)
+    assert refused.code == 2 and "no rows of preset smoke by this code" in refused.err  # --set made other runs
+    monkeypatch.setattr(cli, "_standard", partial(cli._standard, overrides=SMALL[3::2]))
     answer = bench(*command[:-1], runs)
     assert answer.code == 0, answer.err
+    monkeypatch.undo()
+    monkeypatch.setattr(tables, "RESULTS", results)
     assert len(records.read(results / "reference" / "smoke.csv")) == len(clean)
     assert "first rows" in (results / "LOG.md").read_text()
-    assert bench("check", "-p", "smoke", "--runs", runs).code == 0
+    assert bench("check", "-p", "smoke", "--runs", runs, *SMALL[2:]).code == 0
 
 
 # conform and doctor.

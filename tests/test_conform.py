@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_the_examples_of_the_page_conform(name, example):
 def run(method: str, dataset: str, metrics: tuple[str, ...], runs: Path, updates: int) -> dict[tuple[str, str], float]:
     """Train and score, as `bench run` does; (task, metric) -> value."""
     names = registry.card("dataset", dataset).modalities
-    asked = [next(cells(registry.stem(dataset), names, task)) for task in registry.card("method", method).tasks]
+    tasks = registry.card("method", method).tasks
+    asked = [cell for task in tasks for cell in islice(cells(registry.stem(dataset), names, task), 1)]
     job = Job(method, dataset, "smoke", 0, tuple(asked), metrics)
     prepared = prepare(job, runs, [f"updates={updates}"])
     outcome = execute([prepared], "cpu", lambda *progress: None)
@@ -101,7 +103,7 @@ def test_the_example_method_and_metric_run_and_learn(example, runs):
 
 def test_a_built_in_method_runs_on_the_example_dataset(example, runs):
     found = run("muni", example(DATASET), ("swd",), runs, updates=200)
-    assert set(found) == {("left->right", "swd"), ("right->left", "swd"), ("->left+right", "swd")}
+    assert set(found) == {("left->right", "swd"), ("->left+right", "swd")}
     assert all(0.01 < value < 0.5 for value in found.values())  # the rings' radii are 1 and 2
 
 
@@ -188,7 +190,7 @@ BROKEN_METHODS = {
         ANSWERS,
         "a tuple, not a dict",
     ),
-    "NaN": (("* m.scale + m.center", "* m.scale + float('nan')"), ANSWERS, "NaN or infinite x2"),
+    "NaN": (("* m.scale + m.center", "* m.scale + float('nan')"), ANSWERS, "'x2' that is not finite"),
     "wrong units": (("* m.scale + m.center", "* 256 + m.center"), ANSWERS, "answer in raw units"),
     "undeclared crash": (
         in_sample("raise RuntimeError('planted')"),

@@ -105,7 +105,7 @@ def test_killed_at_random_moments(method: str, whole: Whole, runs: Path) -> None
     while (done := updates_done(runs)) < UPDATES:
         assert not (runs / "results.csv").exists()  # no row before the update budget is reached
         killed_at.append(done)
-        nth, seconds = moments.randint(1, min(22, UPDATES - done)), moments.uniform(0.001, 0.02)
+        nth, seconds = min(moments.randint(2, 20), UPDATES - done), moments.uniform(0.001, 0.01)
         assert run(method, runs, partial(at_call, UPDATE, nth, partial(cut, seconds))).status == -signal.SIGPROF
         assert updates_done(runs) >= done
     for _ in range(5):
