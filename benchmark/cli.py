@@ -397,15 +397,16 @@ def sample(
 @app.command()
 def conform(
     name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")],
+    dataset: Dataset = "gaussian_mixture",
 ) -> None:
-    """The conformance suite on one plug-in: what every method, dataset or metric has to hold.
+    """The conformance suite on one plug-in, a method or metric on a dataset: what each of its kind has to hold.
 
     Example: bench conform my_method.py
     """
     from benchmark.conform import conform as checks
 
     failed = 0
-    for found in checks(None, name):
+    for found in checks(None, name, dataset):
         mark = {True: "ok", False: "FAILED", None: "skipped"}[found.passed]
         print(f"{mark:8} {found.name}" + (f": {found.message}" if found.message and found.passed is not True else ""))
         failed += found.passed is False
@@ -600,8 +601,20 @@ def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, 
         cast(tables.Format, format),  # a wrong one is refused there
         metrics=_metric_cards(),
         methods=methods,
+        notes=_notes(table.dataset, preset),
         color=format == "term" and sys.stdout.isatty(),
     )
+
+
+def _notes(dataset: str, preset: str) -> list[str]:
+    """What a reader of a table has to know of its data, and at the paper's scale which values are assumed."""
+    card = registry.card("dataset", dataset)
+    notes = list(card.notes)
+    if preset == "paper":
+        source = resolve(card, None, preset).source
+        assumed = [field for field, text in source.items() if text.startswith("assumed")]
+        notes.append(f"Assumed, since the paper's values are lost or it has none: {', '.join(assumed)}.")
+    return notes
 
 
 def _metric_cards() -> dict[str, Any]:
