@@ -34,8 +34,12 @@ TINY = {
 }
 SMALL = ["--preset", "smoke", "--device", "cpu", *(word for k, v in TINY.items() for word in ("--set", f"{k}={v}"))]
 
+SECONDS = 240  # a command takes a few
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["benchmark.runner", "pandas", "scipy.stats", "rich.progress", "torch._dynamo"])
+# What the command imports, early or late; a name that is gone is passed over, and costs time alone.
+_PROCESSES.set_forkserver_preload(
+    ["benchmark.runner", "models.muni", "pandas", "scipy.stats", "rich.progress", "torch._dynamo", "typer._adapters"]
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ def bench(*words: object, patches: Sequence[Callable[[], object]] = ()) -> Answe
     with tempfile.TemporaryDirectory() as folder:
         process = _PROCESSES.Process(target=_run, args=(list(map(str, words)), folder, patches))
         process.start()
-        process.join()
+        process.join(SECONDS)
+        if process.exitcode is None:  # also where the server that forks has died: nobody would tell us
+            process.kill()
+            raise AssertionError(f"bench {' '.join(map(str, words))} did not end within {SECONDS} s")
         return Answer(process.exitcode, *(Path(folder, name).read_text() for name in ("out", "err")))
 
 
