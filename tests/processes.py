@@ -52,7 +52,7 @@ class Answer:
 
 
 def bench(*words: object, patches: Sequence[Callable[[], object]] = ()) -> Answer:
-    """Run the command to its end."""
+    """Run the command to its end, or for five minutes."""
     with tempfile.TemporaryDirectory() as folder:
         process = _PROCESSES.Process(target=_run, args=(list(map(str, words)), folder, patches))
         process.start()
