@@ -413,7 +413,7 @@ def weighted_loss(mean: float, variance: float, prior: float, ceiling: float) ->
         )
         / 4
     )
-    return np.trapezoid(norm.pdf(logit) * (elbo_weight(t, ceiling) * loss).numpy(), logit.numpy())
+    return integrate.trapezoid(norm.pdf(logit) * (elbo_weight(t, ceiling) * loss).numpy(), logit.numpy())
 
 
 @pytest.mark.parametrize(("mean", "variance", "prior"), [(0.8, 0.3, 1.0), (-0.5, 2.0, 0.49), (1.5, 0.1, 2.25)])
