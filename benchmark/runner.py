@@ -13,21 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmark import records, registry
-from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError
+from benchmark.api import Cell, DatasetCard, MethodCard, Score, UserError
 from benchmark.config import Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.tables import Job
-from benchmark.train import Diverged, Progress, Trainer, load_average, write_file
+from benchmark.train import Progress, Trainer, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
@@ -59,10 +59,7 @@ class Outcome:
     """What became of a list of runs."""
 
     finished: int = 0
-    errors: list[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.errors = []
+    errors: list[str] = field(default_factory=list)
 
 
 def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
@@ -371,18 +368,3 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-__all__ = [
-    "Diverged",
-    "Inapplicable",
-    "Outcome",
-    "Run",
-    "Stopped",
-    "build",
-    "commit",
-    "execute",
-    "missing",
-    "prepare",
-    "trained_method",
-]
