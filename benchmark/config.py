@@ -39,6 +39,7 @@ BUDGET_FIELDS = frozenset(
         "probe_rows",
         "precision",
         "compile",
+        "threads",
     }
 )
 
@@ -75,6 +76,7 @@ class Config:
     decoder_steps: int  # Euler steps
     precision: str  # "float32" or "bfloat16" (autocast)
     compile: bool  # torch.compile of the networks
+    threads: int  # of the processor; 0: as many as torch chooses
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

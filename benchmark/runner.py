@@ -31,6 +31,8 @@ from benchmark.train import Progress, Trainer, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
+_THREADS = torch.get_num_threads()
+
 
 class Stopped(Exception):
     """The user or --max-time stopped the work; the same command goes on."""
@@ -141,7 +143,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def build(run: Run, data: Any, device: str) -> Any:
-    """A method with weights that are a function of the seed, told of the data where it asks to be."""
+    """A method with weights that are a function of the seed, told of the data where it asks to be.
+
+    The process goes on with the threads that the configuration asks for.
+    """
+    torch.set_num_threads(run.config.threads or _THREADS)
     with seeded("init", run.job.seed):
         method = registry.load("method", run.job.method)(data.modalities, run.config)
     if hasattr(method, "bind"):

@@ -136,7 +136,7 @@ class Trainer:
         with autocast(self.config, self.device):
             loss, parts = self.model.loss(batch, self._stage(), draws)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip_norm, foreach=True)
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warm

@@ -14,7 +14,7 @@ from torch import Tensor
 
 def product(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:
     """Product of experts: precisions add (MVAE, Wu and Goodman 2018)."""
-    precision = torch.exp((-log_variance).masked_fill(~given[..., None], -torch.inf))
+    precision = torch.exp(-log_variance) * given[..., None]
     weighted = precision * mean
     total, weighted_total = precision.sum(-2), weighted.sum(-2)
     if detach_own:  # the sums are linear in each expert's share, so its gradient is taken out of them alone
@@ -31,26 +31,28 @@ def _gradient_alone(share: Tensor) -> Tensor:
 def hellinger(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:
     """Moments of the Hoelder pool p(z) ~ (sum_m sqrt q_m(z))^2 (HELVAE, Vo and Valera 2026).
 
-    The square expands into a mixture over ordered pairs (i, j) of Gaussians sqrt(q_i q_j), each
-    weighted by its Bhattacharyya coefficient: one scalar per pair, a product over dimensions. The
+    The square expands into a mixture over pairs i <= j of Gaussians sqrt(q_i q_j), each weighted by its
+    Bhattacharyya coefficient, twice where i < j: one scalar per pair, a product over dimensions. The
     mixture's mean and diagonal variance are matched.
     """
     if detach_own:  # a coefficient ties all dimensions of two experts together: each target needs its own pool
         mean, log_variance = _own_detached(mean), _own_detached(log_variance)
-    mean_i, mean_j = mean[..., :, None, :], mean[..., None, :, :]
-    log_i, log_j = log_variance[..., :, None, :], log_variance[..., None, :, :]
+    first, second = torch.triu_indices(mean.shape[-2], mean.shape[-2], device=mean.device)
+    mean_i, mean_j = mean.index_select(-2, first), mean.index_select(-2, second)
+    log_i, log_j = log_variance.index_select(-2, first), log_variance.index_select(-2, second)
     log_sum = torch.logaddexp(log_i, log_j)
     gap = (mean_i - mean_j).square()
     # log of sqrt(2 sd_i sd_j / (var_i + var_j)) exp(-gap / 4 (var_i + var_j)), summed over dimensions
     log_coefficient = 0.5 * (_LOG2 + 0.5 * (log_i + log_j) - log_sum) - 0.25 * gap * torch.exp(-log_sum)
-    log_weight = log_coefficient.sum(-1).masked_fill(~(given[..., :, None] & given[..., None, :]), -torch.inf)
-    weight = torch.softmax(log_weight.flatten(-2), dim=-1).unflatten(-1, log_weight.shape[-2:])[..., None]
+    log_weight = log_coefficient.sum(-1) + _LOG2 * (first != second)
+    log_weight = log_weight.masked_fill(~(given[..., first] & given[..., second]), -torch.inf)
+    weight = torch.softmax(log_weight, dim=-1)[..., None]
     share_i = torch.exp(log_j - log_sum)  # weight of mean_i in the pair's mean: var_j / (var_i + var_j)
     pair_mean = mean_j + share_i * (mean_i - mean_j)
     pair_variance = torch.exp(_LOG2 + log_i + log_j - log_sum)
-    pooled = (weight * pair_mean).sum((-3, -2))
-    spread = (pair_mean - pooled[..., None, None, :]).square()
-    return pooled, (weight * (pair_variance + spread)).sum((-3, -2)).log()
+    pooled = (weight * pair_mean).sum(-2)
+    spread = (pair_mean - pooled[..., None, :]).square()
+    return pooled, (weight * (pair_variance + spread)).sum(-2).log()
 
 
 def _own_detached(parameters: Tensor) -> Tensor:

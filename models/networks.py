@@ -37,12 +37,14 @@ class ResidualBlocks(nn.Module):
     def __init__(self, modalities: int, width: int, depth: int) -> None:
         super().__init__()
         self.widen = nn.ModuleList(StackedLinear(modalities, width, 2 * width) for _ in range(depth))
-        self.narrow = nn.ModuleList(StackedLinear(modalities, 2 * width, width, zero=True) for _ in range(depth))
+        self.narrow = nn.ModuleList(
+            StackedLinear(modalities, 2 * width, width, zero=True, bias=False) for _ in range(depth)
+        )
 
     def forward(self, hidden: Tensor, which: slice = ALL) -> Tensor:
         for widen, narrow in zip(self.widen, self.narrow, strict=True):
             normal = functional.layer_norm(hidden, hidden.shape[-1:])
-            hidden = hidden + narrow(functional.silu(widen(normal, which)), which)
+            hidden = narrow(functional.silu(widen(normal, which)), which, start=hidden)
         return hidden
 
 
@@ -53,11 +55,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.enter = StackedLinear(modalities, inputs, width)
         self.blocks = ResidualBlocks(modalities, width, depth)
-        self.leave = StackedLinear(modalities, width, 2 * outputs, zero=True)
+        self.leave = StackedLinear(modalities, width, 2 * outputs, zero=True, bias=False)
         self.skip = StackedLinear(modalities, inputs, 2 * outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = (self.leave(self.blocks(self.enter(x))) + self.skip(x)).chunk(2, dim=-1)
+        mean, log_variance = self.leave(self.blocks(self.enter(x)), start=self.skip(x)).chunk(2, dim=-1)
         return mean, log_variance.clamp(-14.0, 6.0)
 
 

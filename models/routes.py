@@ -1,6 +1,7 @@
 """Which experts infer a row's latent: candidate subsets with weights, and a draw per row among those observed."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -68,14 +69,18 @@ def draw_subsets(law: Subsets, observed: Tensor, draws: Draws, name: str) -> Ten
 
     Rows that observed no subset of the law get the empty set.
     """
-    modalities = observed.shape[1]
-    masks = torch.zeros(len(law), modalities, dtype=torch.bool)
-    for k, subset in enumerate(law):
-        masks[k, list(subset)] = True
-    masks = masks.to(observed.device)
-    weights = torch.tensor(list(law.values()), device=observed.device)
+    masks, weights = _candidates(tuple(law.items()), observed.shape[1], observed.device)
     possible = ~(masks[None] & ~observed[:, None]).any(-1)  # (rows, candidates)
     cumulative = (possible * weights).cumsum(-1)
     threshold = draws.uniform(name)[:, None] * cumulative[:, -1:]
     choice = (cumulative <= threshold).sum(-1).clamp(max=len(law) - 1)
     return masks[choice] & possible.any(-1, keepdim=True)
+
+
+@cache
+def _candidates(
+    law: tuple[tuple[tuple[int, ...], float], ...], modalities: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A law as tensors on the device, made once: masks (candidates, modalities) and weights (candidates,)."""
+    masks = [[modality in subset for modality in range(modalities)] for subset, _ in law]
+    return torch.tensor(masks, device=device), torch.tensor([weight for _, weight in law], device=device)

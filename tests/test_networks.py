@@ -46,7 +46,7 @@ def numbers(name: str, *shape: int) -> Tensor:
 
 
 def affine(layer: StackedLinear, k: int, x: Tensor) -> Tensor:
-    return functional.linear(x, layer.weight[k].T, layer.bias[k, 0])
+    return functional.linear(x, layer.weight[k].T, None if layer.bias is None else layer.bias[k, 0])
 
 
 def one_stack(blocks: ResidualBlocks, k: int, hidden: Tensor) -> Tensor:
