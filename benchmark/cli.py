@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 # Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products on a GPU need
 
 import typer
 
@@ -229,7 +230,7 @@ def _suggest(
     table: tables.Table, preset: str, method: list[str], seeds: list[int], runs: Path, set_: list[str]
 ) -> None:
     if not method and not seeds:
-        print(f"\nNext: bench claims --preset {preset}{_same(runs)}   (which of the paper's claims hold on these rows)")
+        print(f"\nNext: bench claims --preset {preset}{_same(runs, set_)}   (which of the paper's claims hold here)")
         return
     first = f"{shlex.quote((method or list(table.methods))[0])} --seed {seeds[0] if seeds else 0} --preset {preset}"
     print(
@@ -238,7 +239,7 @@ def _suggest(
     )
 
 
-def _same(runs: Path, overrides: list[str] = []) -> str:
+def _same(runs: Path, overrides: list[str]) -> str:
     """The options with which a further command finds the same runs."""
     words = [word for each in overrides for word in ("--set", each)] + (["--runs", str(runs)] if runs != RUNS else [])
     return "".join(f" {shlex.quote(word)}" for word in words)
@@ -249,22 +250,25 @@ def table(
     name: Annotated[str, typer.Argument(help="A table's name, or the path of your own .toml.")],
     preset: Preset = "",
     format: Format = "term",
+    set_: Set = [],
     runs: Runs = RUNS,
     reference: Reference = False,
 ) -> None:
-    """Print a table from the rows there are, without running anything.
+    """Print a table from the rows there are of the preset's recipe (or with --set), without running anything.
 
     Example: bench table table5 --preset cpu --reference --format md
     """
     preset = _preset(preset)
     loaded = _table(name)
-    print(_render(loaded, _reference(preset) if reference else _local(runs), preset, format), end="")
+    rows = _reference(preset) if reference else _standard(runs, preset, set_)
+    print(_render(loaded, rows, preset, format), end="")
 
 
 @app.command()
 def claims(
     preset: Preset = "",
     format: Annotated[str, typer.Option("--format", "-f", help="term or md.")] = "term",
+    set_: Set = [],
     runs: Runs = RUNS,
     reference: Reference = False,
 ) -> None:
@@ -273,7 +277,8 @@ def claims(
     Example: bench claims --preset cpu --reference
     """
     preset = _preset(preset)
-    print(_claims(_reference(preset) if reference else _local(runs), preset, format), end="")
+    rows = _reference(preset) if reference else _standard(runs, preset, set_)
+    print(_claims(rows, preset, format), end="")
 
 
 def _claims(frame: pd.DataFrame, preset: str, format: str) -> str:
@@ -325,6 +330,9 @@ def bless(
     reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in results/LOG.md.")],
     preset: Preset = "",
     runs: Runs = RUNS,
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Take out reference rows that have no fresh one.")
+    ] = False,
 ) -> None:
     """Make your rows the reference that bench check and the README's tables read.
 
@@ -336,35 +344,50 @@ def bless(
     if compare.tree_is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
     fresh = _standard(runs, preset)
-    changes = compare.bless(fresh, _reference_path(preset), reason, tables.RESULTS / "LOG.md")
+    changes = compare.bless(fresh, _reference_path(preset), reason, tables.RESULTS / "LOG.md", drop_missing)
     print(", ".join(f"{count} {name}" for name, count in changes["change"].value_counts().items()))
     print("Next: bench readme   (write the README's tables anew)")
 
 
 @app.command()
 def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether they are current.")] = False) -> None:
-    """Write the README's tables anew from results/.
+    """Write the tables of README and docs anew from results/.
 
     Example: bench readme --check
     """
     from benchmark.files import write_atomic
 
-    path = registry.ROOT / "README.md"
-    before = path.read_text()
-    after = tables.render_readme(before, readme_blocks())
-    if check:
-        print("current" if before == after else "stale: run bench readme")
-        raise typer.Exit(int(before != after))
-    write_atomic(path, after.encode())
+    stale = 0
+    for page, blocks in page_blocks().items():
+        path = registry.ROOT / page
+        before = path.read_text()
+        after = tables.fill_blocks(before, blocks)
+        stale += before != after
+        if check:
+            print(f"{page}: {'current' if before == after else 'stale: run bench readme'}")
+        else:
+            write_atomic(path, after.encode())
+    raise typer.Exit(int(check and stale > 0))
 
 
-def readme_blocks() -> dict[str, str]:
-    """What stands between each pair of markers of the README."""
+def page_blocks() -> dict[str, dict[str, str]]:
+    """Page -> what stands between each pair of its markers."""
     return {
-        "table5 cpu": _render(_table("table5"), _reference("cpu"), "cpu", "md"),
-        "criteria cpu": _render(_table("criteria"), _reference("cpu"), "cpu", "md"),
-        "claims cpu": _claims(_reference("cpu"), "cpu", "md"),
+        "README.md": {
+            "table5 cpu": _render(_table("table5"), _reference("cpu"), "cpu", "md"),
+            "criteria cpu": _render(_table("criteria"), _reference("cpu"), "cpu", "md"),
+            "claims cpu": _claims(_reference("cpu"), "cpu", "md"),
+            "search tuning": _search("tuning", "cpu"),
+        },
+        "docs/findings.md": {"search budget": _search("budget", "cpu")},
     }
+
+
+def _search(name: str, preset: str) -> str:
+    from benchmark import tune as module
+
+    found = module.load_search(name)
+    return module.render(found, module.read_lines(found.lines), preset)
 
 
 @app.command()
@@ -437,21 +460,25 @@ def profile(
 
 
 @app.command()
-def tune(method: Methods = [], preset: Preset = "", device: Device = "", runs: Runs = RUNS / "tuning") -> None:
-    """The same search for every method, on the validation split; trials land in results/tuning.csv.
+def tune(
+    search: Annotated[str, typer.Argument(help="A search: results/NAME.toml.")] = "tuning",
+    method: Methods = [],
+    preset: Preset = "",
+    device: Device = "",
+    runs: Runs = RUNS / "tuning",
+) -> None:
+    """The same search for every method, on the validation split; its trials land in results/NAME.csv.
 
-    Example: bench tune --preset cpu
+    Example: bench tune tuning --preset cpu
     """
     from benchmark import tune as module
 
-    preset = _preset(preset)
+    preset, found = _preset(preset), module.load_search(search)
     methods = method or [name for name in registry.index("method") if registry.card("method", name).stages]
-    with _progress() as report:
-        lines = list(module.tune(methods, preset, _device(device), runs, report))
-    best = module.best(lines)
-    for line in lines:
-        mark = "*" if line is best[line["method"]] else " "
-        print(f"{line['method']:16} {line['overrides']:50} {line['score']:>10} {mark}")
+    with _stoppable(), _progress() as report:
+        lines = list(module.tune(found, methods, preset, _device(device), runs, report))
+    print(module.render(found, lines, preset))
+    print("Next: bench readme   (write the tables of README and docs anew)")
 
 
 @app.command()
@@ -494,22 +521,30 @@ def _carry_out(
                 f"{each.config.updates} updates  {each.directory}"
             )
         return None
-    with _progress() as report:
-        try:
-            outcome = runner.execute(prepared, _device(device), report, 60 * max_minutes or None, fresh)
-        except runner.Stopped:
-            print("bench: stopped; the same command goes on where it stopped", file=sys.stderr)
-            raise typer.Exit(130 if not max_minutes else 0) from None
+    with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
+        outcome = runner.execute(prepared, _device(device), report, 60 * max_minutes or None, fresh)
     for error in outcome.errors:
         print(f"bench: {error}", file=sys.stderr)
     if not quiet:
-        _print_means(prepared, runs)
+        _print_means(prepared, runs, overrides)
         if outcome.errors:
             raise typer.Exit(1)
     return outcome
 
 
-def _print_means(prepared: list[Run], runs: Path) -> None:
+@contextmanager
+def _stoppable(again: str = "the same command") -> Iterator[None]:
+    """Turns a stop into a line that says how to go on, and its exit status: 130 of the user's, 0 of a time limit."""
+    from benchmark.runner import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"bench: stopped; {again} goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(130 if stopped.by_user else 0) from None
+
+
+def _print_means(prepared: list[Run], runs: Path, overrides: list[str]) -> None:
     """A line per method, task and metric: mean over cells and seeds."""
     from benchmark import records
     from benchmark.api import Cell
@@ -523,7 +558,8 @@ def _print_means(prepared: list[Run], runs: Path) -> None:
             found.setdefault((record.method, task, record.metric), {})[record.key] = record.value
     for (method, task, metric), values in found.items():
         print(f"{method:16} {task:12} {metric:20} {sum(values.values()) / len(values):10.4f}   mean of {len(values)}")
-    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 --preset {prepared[0].job.preset}{_same(runs)}")
+    again = f"--preset {prepared[0].job.preset}{_same(runs, overrides)}"
+    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 {again}")
 
 
 def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:
@@ -551,7 +587,7 @@ def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.Data
     frame = _local(runs)
     frame = frame[frame["preset"] == preset]
     jobs = frame[["method", "dataset", "seed"]].drop_duplicates().itertuples(index=False)
-    known = [job for job in jobs if job.method in registry.index("method")]
+    known = [job for job in jobs if job.method in registry.index("method") and job.dataset in registry.index("dataset")]
     ids = {
         runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs, overrides).run_id
         for job in known
@@ -559,7 +595,8 @@ def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.Data
     frame = frame[frame["run_id"].isin(ids)]
     if frame.empty:
         raise UserError(
-            f"{runs / 'results.csv'} has no rows of preset {preset} by this code: run bench reproduce first"
+            f"{runs / 'results.csv'} has no rows of preset {preset} by this code and these settings: "
+            "run bench reproduce first"
         )
     return frame
 

@@ -457,6 +457,7 @@ def _check_blessable(old: Mapping[CellKey, Seeds], new: Mapping[CellKey, Seeds],
     rows = [record for seeds in new.values() for record in seeds.values()]
     errors = [record for record in rows if record.status.startswith("error")]
     presets = {record.preset for record in rows} - {path.stem}
+    unnamed = [record for record in rows if not record.commit or record.commit.endswith("+")]
     fewer = [cell for cell in new.keys() & old.keys() if len(new[cell]) < len(old[cell])]
     if not rows:
         raise UserError(f"no fresh rows to bless into {path}: run `bench run` first")
@@ -464,6 +465,11 @@ def _check_blessable(old: Mapping[CellKey, Seeds], new: Mapping[CellKey, Seeds],
         raise UserError(
             f"{len(errors)} error rows cannot be blessed, the first of {' '.join(_cell(errors[0]))} "
             f"seed {errors[0].seed} ({errors[0].status}): mend and run them again"
+        )
+    if unnamed:
+        raise UserError(
+            f"{len(unnamed)} rows do not name their code (commit {unnamed[0].commit or 'unknown'!r}): "
+            "measure on a checkout without uncommitted changes"
         )
     if presets:
         raise UserError(f"rows of preset {', '.join(sorted(presets))} cannot go into {path}: bless each preset alone")

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from benchmark.api import DatasetCard, MethodCard, UserError
@@ -76,7 +76,7 @@ class Config:
     decoder_steps: int  # Euler steps
     precision: str  # "float32" or "bfloat16" (autocast)
     compile: bool  # torch.compile of the networks
-    threads: int  # of the processor; 0: as many as torch chooses
+    threads: int = 0  # of the processor; 0: as many as torch chooses
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -109,7 +109,8 @@ def resolve(dataset: DatasetCard, method: MethodCard | None, preset: str, overri
         raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
     if preset not in dataset.recipe:
         raise UserError(f"{dataset.label} has no preset {preset!r}: it has {', '.join(sorted(dataset.recipe))}")
-    chosen = {**dataset.recipe["shared"], **dataset.recipe[preset]}
+    chosen = {each.name: (each.default, "default") for each in fields(Config) if each.default is not MISSING}
+    chosen |= {**dataset.recipe["shared"], **dataset.recipe[preset]}
     if method:
         chosen |= {k: (v, f"override of {method.label}, listed in its card") for k, v in method.overrides.items()}
     types = {field.name: field.type for field in fields(Config)}

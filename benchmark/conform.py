@@ -565,7 +565,8 @@ class _DatasetSuite:
                 _need(_is_a(entry[0], kinds.get(field, "")), f"{where} = {entry[0]!r} is no {kinds.get(field)}")
                 _need(
                     part == "shared" or field in BUDGET_FIELDS,
-                    f'{where}: presets differ in sizes, steps, counts and precision only: move it to "shared"',
+                    f"{where}: presets differ in sizes, steps, counts, precision and the learning rate only: "
+                    'move it to "shared"',
                 )
         for preset in presets:
             resolve(self.card, None, preset)
@@ -828,10 +829,10 @@ class _MetricSuite:
                 try:
                     few = slice(0, size)
                     score = self.score(rows.cell, _picked(rows.real, few), _picked(rows.mixed(), few))
-                except (UserError, ValueError):
+                except (Inapplicable, ValueError):
                     continue
                 raise Fault(
-                    f"{rows.cell}: {size} rows give the score {score.value}: raise UserError below min_rows = "
+                    f"{rows.cell}: {size} rows give the score {score.value}: raise Inapplicable below min_rows = "
                     f"{self.card.min_rows}"
                 )
 

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Score, UserError
-from benchmark.config import resolve
+from benchmark.config import Config, resolve
 from benchmark.runtime import Draws
+from benchmark.train import autocast
 
 PROBES = ("probe_linear", "probe_mlp")
 # The network's fixed budget; it is the same for every method, subset and factor.
@@ -50,7 +51,7 @@ def known_factors(data: Any, dataset: str) -> list[str]:
 
 
 def evaluate_criteria(
-    method: Any, data: Any, device: str, seed: int, dataset: str = "gaussian_mixture"
+    method: Any, data: Any, config: Config, device: str, seed: int, dataset: str = "gaussian_mixture"
 ) -> Iterator[tuple[Cell, str, Score | str]]:
     """Yields every (cell, metric name, score), or the reason why a cell has none, in the order of `criteria_cells`.
 
@@ -63,13 +64,13 @@ def evaluate_criteria(
     # As many rows as a conditional cell has, for the prior's samples too: their ratio needs no more.
     rows = data.rows_of(Cell(dataset, (names[0],), (names[1],)))
     scores: dict[tuple[Cell, str], Score | str] = {}
-    for given, found in _probe(method, data, device, seed, names, rows).items():
+    for given, found in _probe(method, data, config, device, seed, names, rows).items():
         for factor in factors:
             cell = Cell(dataset, given, (f"factor:{factor}",))
             for probe in PROBES:
                 scores[cell, probe] = found if isinstance(found, str) else _explained(cell, probe, data, *found)
     uncond = Cell(dataset, (), tuple(names))
-    scores[uncond, "residual_dependence"] = _residual(method, data, device, seed, uncond, rows)
+    scores[uncond, "residual_dependence"] = _residual(method, data, config, device, seed, uncond, rows)
     for cell, metric in criteria_cells(dataset, names, factors):
         yield cell, metric, scores[cell, metric]
 
@@ -85,30 +86,34 @@ def _explained(cell: Cell, probe: str, data: Any, truth: Truth, predictions: dic
 
 
 @torch.no_grad()
-def _residual(method: Any, data: Any, device: str, seed: int, cell: Cell, rows: int) -> Score | str:
+def _residual(method: Any, data: Any, config: Config, device: str, seed: int, cell: Cell, rows: int) -> Score | str:
     if not hasattr(method, "sample_prior"):
         return "keeps no latent"
     metric = registry.load("metric", "residual_dependence")(cell, data)
     draws = Draws("criteria", "prior", seed, rows=rows, device=device)
-    latent = method.sample_prior(rows, draws)
-    once, again = (method.decode(latent, cell.want, draws) for _ in range(2))
+    with autocast(config, device):
+        latent = method.sample_prior(rows, draws)
+        once, again = (method.decode(latent, cell.want, draws) for _ in range(2))
     metric.update({}, {name: torch.stack([once[name], again[name]], 1) for name in cell.want})
     return metric.compute()
 
 
 def _probe(
-    method: Any, data: Any, device: str, seed: int, names: Sequence[str], rows: int
+    method: Any, data: Any, config: Config, device: str, seed: int, names: Sequence[str], rows: int
 ) -> dict[tuple[str, ...], str | tuple[Truth, dict[str, Truth]]]:
     """Per subset: the test rows' factors and each probe's predictions of them, or why there are none."""
     subsets = [given for size in range(1, len(names) + 1) for given in combinations(names, size)]
     if not hasattr(method, "infer"):
         return dict.fromkeys(subsets, "keeps no latent")
-    taken = {"validation": torch.arange(data.probe_rows), "test": torch.arange(rows)}
+    taken = {
+        "validation": torch.arange(data.probe_rows, device=device),
+        "test": torch.arange(rows, device=device),
+    }
     answers: dict[tuple[str, ...], Any] = {}
     latents: dict[str, list[Tensor]] = {split: [] for split in taken}
     for given in subsets:
         try:
-            found = {split: _infer(method, data, device, seed, given, split, at) for split, at in taken.items()}
+            found = {split: _infer(method, data, config, device, seed, given, split, at) for split, at in taken.items()}
         except Inapplicable as reason:
             answers[given] = str(reason)
             continue
@@ -124,10 +129,13 @@ def _probe(
 
 
 @torch.no_grad()
-def _infer(method: Any, data: Any, device: str, seed: int, given: tuple[str, ...], split: str, at: Tensor) -> Tensor:
+def _infer(
+    method: Any, data: Any, config: Config, device: str, seed: int, given: tuple[str, ...], split: str, at: Tensor
+) -> Tensor:
     batch = data.rows(split, at)
     draws = Draws("criteria", split, "+".join(given), seed, rows=len(at), device=device)
-    latent = method.infer({name: batch[name].to(device) for name in given}, draws).double()
+    with autocast(config, device):
+        latent = method.infer({name: batch[name] for name in given}, draws).double()
     if not torch.isfinite(latent).all():
         raise ValueError(f"latents of {'+'.join(given)} hold NaN or infinite values")
     return latent

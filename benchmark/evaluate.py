@@ -50,7 +50,7 @@ def evaluate_cell(
     device: str,
     batch_rows: int = BATCH_ROWS,
 ) -> Iterator[Result]:
-    """Scores of one cell. Row r of the cell is test row r where the cell gives modalities.
+    """Scores of one cell, n/a where the method says so. Row r is test row r where the cell gives modalities.
 
     Raises ValueError for generated rows that are missing, misshapen or not finite.
     """
@@ -69,8 +69,12 @@ def evaluate_cell(
         samples = []
         for repeat in range(repeats):
             draws = Draws("evaluate", cell, seed, repeat, rows=count, first_row=start, device=device)
-            with torch.no_grad(), autocast(config, device):
-                samples.append(method.sample(given, cell.want, count, draws))
+            try:
+                with torch.no_grad(), autocast(config, device):
+                    samples.append(method.sample(given, cell.want, count, draws))
+            except Inapplicable as reason:
+                yield from (Result(cell, name, None, str(reason), None) for name in metrics)
+                return
             check_rows(samples[-1], cell, shapes, count)
         if device.startswith("cuda"):
             torch.cuda.synchronize()
@@ -79,7 +83,10 @@ def evaluate_cell(
             metric.update(real, _stack(samples[: getattr(metric, "draws_per_row", 1)]))
     per_thousand = 1000 * spent / (rows * repeats)
     for name, metric in metrics.items():
-        yield Result(cell, name, metric.compute(), None, per_thousand)
+        try:
+            yield Result(cell, name, metric.compute(), None, per_thousand)
+        except Inapplicable as reason:
+            yield Result(cell, name, None, str(reason), per_thousand)
 
 
 def check_rows(generated: Batch, cell: Cell, shapes: Mapping[str, tuple[int, ...]], rows: int) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmark import registry
 from benchmark.api import Cell
-from benchmark.runner import build, prepare
+from benchmark.runner import Run, build, prepare
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
 from benchmark.train import LOG_EVERY, Trainer, autocast
@@ -32,27 +32,30 @@ def profile_method(
 ) -> Iterator[str]:
     """Lines to print: training step and sampling against their floors, and what the rest of a step is.
 
-    With `to_loss`, training then goes on until the validation reconstruction loss is at most that.
+    With `to_loss`, a training is then timed until the validation reconstruction loss is at most that.
     """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(job_of(name, dataset, preset, 0, []), Path(folder), overrides)
         data = registry.load("dataset", dataset)(run.config, device)
-        method, average = build(run, data, device), build(run, data, device)
+        method = build(run, data, device)
         yield (
             f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
             f"{run.config.precision}, {run.config.batch_rows} rows per update"
         )
         if run.method_card.stages:
             run.directory.mkdir(parents=True)
-            trainer = Trainer(
-                method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id, device
-            )
-            yield from _training(trainer, device)
+            yield from _training(_trainer(run, data, device), device)
             if to_loss:
-                yield _seconds_to(to_loss, trainer, device)
-        yield from _sampling(average, data, run.config, device)
+                yield _seconds_to(to_loss, _trainer(run, data, device), device)
+        yield from _sampling(method, data, run.config, device)
+
+
+def _trainer(run: Run, data: Any, device: str) -> Trainer:
+    """One that has done no update yet."""
+    method, average = build(run, data, device), build(run, data, device)
+    return Trainer(method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id, device)
 
 
 def _training(trainer: Trainer, device: str) -> Iterator[str]:
@@ -82,7 +85,7 @@ def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
     batch = trainer.data.rows("validation", torch.arange(min(4096, trainer.data.count("validation")), device=device))
     rows = len(next(iter(batch.values())))
     average: Any = trainer.average
-    before, loss, spent = trainer.updates, float("inf"), 0.0
+    loss, spent = float("inf"), 0.0
     while loss > target and not trainer.progress.done:
         started = time.perf_counter()
         trainer.advance(min(LOG_EVERY, trainer.config.updates - trainer.updates))
@@ -93,7 +96,7 @@ def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
     reached = "reached" if loss <= target else "NOT reached within the budget"
     return (
         f"validation reconstruction loss {target:g} {reached}: {loss:.4f} after {spent:.1f} s of training, "
-        f"{trainer.updates - before} updates"
+        f"{trainer.updates} updates"
     )
 
 

@@ -117,6 +117,23 @@ def append(path: Path, records: Iterable[Record]) -> None:
         ) from error
 
 
+def drop(path: Path, run_id: str) -> None:
+    """Take a run's rows out of the file, all or none; other processes may append meanwhile.
+
+    Raises UserError, with the file as it was, where it cannot be written.
+    """
+    if not path.exists():
+        return
+    try:
+        with _locked(path):
+            kept = [record for record in read(path) if record.run_id != run_id]
+            write_atomic(path, _HEADER + "".join(map(_line, kept)).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
+        ) from error
+
+
 def read(path: Path, must_exist: bool = False) -> list[Record]:
     """The complete rows, in the order of writing; none where there is no file, unless it `must_exist`.
 

@@ -49,6 +49,8 @@ def locate(kind: str, name: str) -> Path:
         path = Path(name).resolve()
         if not path.is_file():
             raise UserError(f"no file {name}")
+        if path.stem in index(kind) and index(kind)[path.stem] != path:
+            raise UserError(f"{name}: its rows would be filed under the suite's own {kind} {path.stem!r}: rename it")
         return path
     if name not in index(kind):
         raise UserError(f"unknown {kind} {name!r}{nearest(name, index(kind))}")
@@ -115,8 +117,11 @@ def load(kind: str, name: str) -> type:
 
 
 @functools.cache
-def sources(path: Path) -> str:
-    """Hash of a plug-in's code and of the project code it imports; comments, docstrings and layout do not count."""
+def sources(path: Path, with_card: bool = True) -> str:
+    """Hash of a file's code and of the plug-in code it imports; comments, docstrings and layout do not count.
+
+    Without its card a dataset's recipe does not count: what a run uses of it is in the run's configuration.
+    """
     seen: dict[Path, str] = {}
     waiting = [path]
     while waiting:
@@ -125,9 +130,15 @@ def sources(path: Path) -> str:
             continue
         tree = ast.parse(current.read_text())
         waiting += _imports(tree)
+        if current == path and not with_card:
+            tree.body = [node for node in tree.body if not _assigns(node, "CARD")]
         seen[current] = ast.dump(_without_docstrings(tree))
     text = "".join(seen[key] for key in sorted(seen, key=lambda key: key.name))
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == name for each in node.targets)
 
 
 def _imports(tree: ast.Module) -> list[Path]:

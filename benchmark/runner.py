@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmark import records, registry
-from benchmark.api import Cell, DatasetCard, MethodCard, Score, UserError
+from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError
 from benchmark.config import Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
@@ -32,10 +32,16 @@ from benchmark.train import Progress, Trainer, load_average, write_file
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 _THREADS = torch.get_num_threads()
+# The core's files that a trained weight depends on, and those that a score depends on besides.
+_TRAINS, _SCORES = ("train.py", "runtime.py"), ("evaluate.py", "criteria.py")
 
 
 class Stopped(Exception):
-    """The user or --max-time stopped the work; the same command goes on."""
+    """The user, or else the time limit, stopped the work; the same command goes on."""
+
+    def __init__(self, by_user: bool = False) -> None:
+        super().__init__()
+        self.by_user = by_user
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     code = digest(
         [
             registry.sources(registry.locate("method", job.method)),
-            registry.sources(registry.locate("dataset", job.dataset)),
+            registry.sources(registry.locate("dataset", job.dataset), with_card=False),
+            *(registry.sources(registry.ROOT / "benchmark" / file) for file in _TRAINS),
         ]
     )
     name, data = registry.stem(job.method), registry.stem(job.dataset)
@@ -82,8 +89,11 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def missing(run: Run) -> list[tuple[Cell, str]]:
-    """The (cell, metric) pairs that the results file lacks for this very run; errors are tried again."""
-    done = records.done_keys(records.latest(records.load(run.results)), run.run_id)
+    """The (cell, metric) pairs that the results file lacks for this very run; errors are tried again, and numbers of
+    older scoring code are computed anew."""
+    found = records.latest(records.load(run.results))
+    current = {registry.stem(metric): _sources(run, metric) for _, metric in run.job.scores}
+    done = records.done_keys(found[found["sources"] == found["metric"].map(current)], run.run_id)
     return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done]
 
 
@@ -103,19 +113,29 @@ def execute(
                 continue
             with _alone_in(run.directory):
                 _forget(run, everything=fresh)
-                todo = run.job.scores if fresh else missing(run)  # asked again: another process may have worked here
                 try:
-                    _execute_one(run, todo, device, report, stopped, deadline)
+                    # What is missing is asked again: another process may have worked here.
+                    _execute_one(run, missing(run), device, report, stopped, deadline)
                     outcome.finished += 1
-                except (Stopped, UserError):
-                    raise
+                except Stopped:
+                    raise Stopped(by_user=stopped()) from None
                 except KeyboardInterrupt:
-                    raise Stopped from None
+                    raise Stopped(by_user=True) from None
+                except UserError:
+                    raise
+                except Inapplicable as refusal:
+                    _append(run, device, _without_score(run, f"n/a: {refusal}"))
+                    outcome.finished += 1
                 except Exception as error:  # one method's failure must not cost the others their turn
                     reason = " ".join(f"error: {type(error).__name__}: {error}".split())
-                    _append(run, device, [Result(cell, metric, None, reason, None) for cell, metric in missing(run)])
+                    _append(run, device, _without_score(run, reason))
                     outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
     return outcome
+
+
+def _without_score(run: Run, reason: str) -> list[Result]:
+    """A result without a score for all that is still missing."""
+    return [Result(cell, metric, None, reason, None) for cell, metric in missing(run)]
 
 
 def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
@@ -145,14 +165,21 @@ def machine(device: str) -> dict[str, Any]:
 def build(run: Run, data: Any, device: str) -> Any:
     """A method with weights that are a function of the seed, told of the data where it asks to be.
 
-    The process goes on with the threads that the configuration asks for.
+    The process goes on with the threads that the configuration asks for, and on a GPU with deterministic kernels.
     """
-    torch.set_num_threads(run.config.threads or _THREADS)
+    _settle(run.config, device)
     with seeded("init", run.job.seed):
         method = registry.load("method", run.job.method)(data.modalities, run.config)
     if hasattr(method, "bind"):
         method.bind(data)
     return method.to(device) if hasattr(method, "to") else method
+
+
+def _settle(config: Config, device: str) -> None:
+    """Give the process its threads and, on a GPU, deterministic kernels: where there is none, torch warns."""
+    torch.set_num_threads(config.threads or _THREADS)
+    if device.startswith("cuda"):
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _execute_one(
@@ -163,6 +190,8 @@ def _execute_one(
     stopped: Callable[[], bool],
     deadline: float | None,
 ) -> None:
+    _settle(run.config, device)
+    _forget_peak_memory(device)
     supported, refused = _split(run, todo)
     _append(run, device, refused)
     if not supported:
@@ -178,7 +207,8 @@ def _execute_one(
     sampled = [cell for cell in by_cell if cell not in probed]
     total = len(sampled) + bool(probed)
     for position, cell in enumerate(sampled):
-        if stopped() or (deadline is not None and time.monotonic() > deadline):
+        late = deadline is not None and time.monotonic() > deadline
+        if stopped() or (late and position):  # a cell at least, or a short limit would never see an end
             raise Stopped
         report(what, position, total, str(cell).partition(": ")[2])
         results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device))
@@ -186,7 +216,7 @@ def _execute_one(
     if probed:
         report(what, len(sampled), total, "probes of the latents")
         wanted = {(cell, metric) for cell in probed for metric in by_cell[cell]}
-        found = evaluate_criteria(method, data, device, run.job.seed, registry.stem(run.job.dataset))
+        found = evaluate_criteria(method, data, run.config, device, run.job.seed, registry.stem(run.job.dataset))
         _append(run, device, [_criterion(*each) for each in found if each[:2] in wanted], method, progress)
     report(what, total, total, "done")
 
@@ -263,11 +293,17 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
         protocol=run.config.protocol(),
         precision=run.config.precision,
         run_id=run.run_id,
-        sources=digest([run.sources, registry.sources(registry.locate("metric", result.metric))]),
+        sources=_sources(run, result.metric),
         **machine(device),
         sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4),
         **measured,
     )
+
+
+def _sources(run: Run, metric: str) -> str:
+    """Hash of all the code behind a number: the run's, the scoring's and the metric's."""
+    scoring = (registry.sources(registry.ROOT / "benchmark" / file) for file in _SCORES)
+    return digest([run.sources, *scoring, registry.sources(registry.locate("metric", metric))])
 
 
 def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
@@ -300,7 +336,9 @@ def _describe(run: Run, device: str) -> None:
 
 
 def _forget(run: Run, everything: bool) -> None:
-    """Remove the temporary files that a killed process left, or everything but the lock."""
+    """Remove the temporary files that a killed process left, or everything but the lock, rows included."""
+    if everything:
+        records.drop(run.results, run.run_id)
     for path in run.directory.iterdir():
         if path.is_dir() and everything:
             shutil.rmtree(path)
@@ -351,9 +389,21 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _forget_peak_memory(device: str) -> None:
+    """The peak is a run's, not that of all runs of the process before it."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+
+
 def _peak_memory_mb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return float(status.partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

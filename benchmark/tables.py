@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import math
 import re
 import statistics
@@ -140,18 +141,6 @@ class Table:
             for seed in seeds or range(self.seeds[preset])
             for method in methods or self.rows
         ]
-
-    def missing(self, frame: pd.DataFrame, preset: str, modalities: Sequence[str]) -> list[Job]:
-        """The jobs whose numbers `frame` lacks, cut to what is lacking. An error row is lacking: it is tried again."""
-        done = frame[~frame["status"].astype(str).str.startswith("error")]
-        present = set(zip(*(done[name].fillna("").astype(str) for name in KEY), strict=True))
-
-        def lacks(job: Job, cell: Cell, metric: str) -> bool:
-            given, want = "+".join(cell.given), "+".join(cell.want)
-            return (preset, job.dataset, given, want, stem(job.method), metric, str(job.seed)) not in present
-
-        lacking = [(job, [pair for pair in job.scores if lacks(job, *pair)]) for job in self.jobs(preset, modalities)]
-        return [job_of(job.method, job.dataset, preset, job.seed, pairs) for job, pairs in lacking if pairs]
 
 
 def job_of(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tuple[Cell, str]]) -> Job:
@@ -374,7 +363,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], cell_count: int, planned: int) -
     if 0 < len(values) < planned:
         entry["note"] = f"{len(values)} of {planned} seeds" + (f": {reason}" if reason else "")
     for name in ("n", *VERSIONS, "torch", "device"):
-        entry[name] = ", ".join(dict.fromkeys(str(row[name]) for row in used))
+        entry[name] = "; ".join(dict.fromkeys(str(row[name]) for row in used))
     for name in ("train_seconds", "parameters"):
         entry[name] = _mean([row[name] for row in used if not math.isnan(row[name])])
     return entry
@@ -603,11 +592,11 @@ class _Composer:
         return Block("the paper's numbers, at its own scale", tuple(map(self.header, columns)), tuple(rows))
 
     def ratios(self) -> Block:
-        """Values over the `chance` row's, for distances."""
+        """Values over the `chance` row's, for distances that chance gets wrong: shuffling leaves a marginal right."""
         chance = {
             column.header: self.cells["chance", column.header]["value"]
             for column in self.table.columns
-            if "chance" in self.table.sanity and self.better(column) == "lower"
+            if "chance" in self.table.sanity and self.better(column) == "lower" and not self.floor(column)
         }
         columns = [column for column in self.table.columns if chance.get(column.header, math.nan) > 0]
         rows = []
@@ -615,6 +604,13 @@ class _Composer:
             values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
             rows.append(self.row(method, (_quantity(value, "{:.2g}") for value in values)))
         return Block("ratio to the chance row", tuple(f"{column.header} ÷" for column in columns), tuple(rows))
+
+    def floor(self, column: Column) -> bool:
+        """Whether the `chance` row is about as good as real rows are."""
+        if "real" not in self.table.sanity:
+            return False
+        chance, real = (self.cells[row, column.header]["value"] for row in ("chance", "real"))
+        return bool(chance < 2 * real)
 
     def cost(self) -> Block:
         rows = []
@@ -634,15 +630,16 @@ class _Composer:
     def caption(self) -> tuple[str, ...]:
         used = self.summary[self.summary["status"] == "ok"]
 
-        def values(name: str) -> str:
-            return ", ".join(dict.fromkeys(text for text in used[name] if text)) or "none"
+        def values(name: str, separator: str = ", ") -> str:
+            several = (text.split("; ") for text in used[name] if text)
+            return separator.join(dict.fromkeys(itertools.chain.from_iterable(several))) or "none"
 
         versions = dict.fromkeys(f"{row['metric']} v{row['metric_version']}" for row in used.to_dict("records"))
         lines = [
             f"Preset {self.preset}; seeds {values('seeds')}; {values('n')} rows per cell; "
             f"{self.table.dataset} v{values('dataset_version')}; {', '.join(versions) or 'no metric yet'}.",
             f"Protocol {values('protocol')}; precision {values('precision')}; torch {values('torch')}; "
-            f"{values('device')}.",
+            f"{values('device', '; ')}.",
         ]
         if "seeds" in self.error_kinds:
             lines.append("Mean over cells, then over seeds, ± standard error over seeds.")
@@ -863,16 +860,16 @@ def _html(page: Page) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_readme(readme: str, blocks: Mapping[str, str]) -> str:
+def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:
     """The text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced, for each name of `blocks`.
 
     Raises UserError where a name has no such pair of markers, or more than one.
     """
     for name, content in blocks.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
-            raise UserError(f"the readme needs {begin} and, below it, {end}, once each")
+        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+            raise UserError(f"the page needs {begin} and, below it, {end}, once each")
         between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         text = f"{begin}\n{content.strip()}\n{end}"
-        readme = between.sub(lambda _, text=text: text, readme)  # type: ignore[misc]
-    return readme
+        page = between.sub(lambda _, text=text: text, page)  # type: ignore[misc]
+    return page

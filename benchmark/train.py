@@ -7,10 +7,11 @@ one that was not, and no generator's state is kept.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ class Trainer:
             loss, parts = self.update()
             for name, value in {"loss": loss, **parts}.items():
                 total[name] = total[name] + value if name in total else value
+        for averaged, trained in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            averaged.copy_(trained)
         means = {name: float(value) / count for name, value in total.items()}
         if not all(map(math.isfinite, means.values())):
             raise Diverged(f"the loss is not finite between updates {self.updates - count + 1} and {self.updates}")
@@ -164,6 +167,8 @@ class Trainer:
             tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = {
+            "tensors": _digest(tensors),
+            "device": torch.device(self.device).type,
             "run_id": self.run_id,
             "updates": str(self.updates),
             "seconds": repr(self.seconds),
@@ -174,6 +179,12 @@ class Trainer:
 
     def _load(self) -> None:
         tensors, facts = read_checkpoint(self.directory / CHECKPOINT, self.run_id)
+        begun, here = facts.get("device"), torch.device(self.device).type
+        if begun != here:
+            raise UserError(
+                f"{self.directory / CHECKPOINT}: begun on {begun}, whose random numbers are not those of {here}: "
+                f"go on with --device {begun}, or pass --fresh to start this run again"
+            )
         self.updates, self.seconds, self.loss = int(facts["updates"]), float(facts["seconds"]), float(facts["loss"])
         self.model.load_state_dict(_below("model.", tensors))
         self.average.load_state_dict(_below("average.", tensors))
@@ -206,7 +217,18 @@ def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[st
         raise UserError(f"{path}: not a whole checkpoint ({error}): {mend}") from None
     if facts.get("run_id") != run_id:
         raise UserError(f"{path}: belongs to run {facts.get('run_id')}, not to {run_id}: {mend}")
+    if facts.get("tensors") != _digest(tensors):
+        raise UserError(f"{path}: its tensors are not those that were written: {mend}")
     return tensors, facts
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names and bytes: safetensors notices a cut file, and not a flipped bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_average(model: nn.Module, directory: Path, run_id: str, budget: int) -> Progress | None:

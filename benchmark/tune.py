@@ -1,26 +1,32 @@
-"""The search that every method gets: the same grid and number of trials, on the validation split, by its own score.
+"""Searches that every method gets alike: the same grid and number of trials, on the validation split, by its own score.
 
-Tables show the shared recipe; this says whether another value of the searched fields would have served a
-method better. Every trial is a line of results/tuning.csv, and the test split is never touched.
+A search is a file `results/NAME.toml`, and each of its trials is a line of `results/NAME.csv`. `tuning` says
+whether another value of the searched fields would have served a method better than the shared recipe does;
+`budget` says how the errors fall with the number of updates. The test split is never touched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmark import registry, runner
 from benchmark.api import Batch, Cell, UserError, cells
+from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import write_atomic
-from benchmark.tables import RESULTS, job_of, read_toml
+from benchmark.tables import RESULTS, job_of, known_name, read_toml
+from benchmark.train import Diverged
 
+ERRORS = {"one_to_one": "one_to_one", "many_to_one": "many_to_one", "coherence": "uncond"}  # column: its task
 COLUMNS = (
     "method",
     "dataset",
@@ -57,56 +63,89 @@ class OnValidation:
         return self._data.rows("validation" if split == "test" else split, indices)
 
 
-def grid(path: Path) -> tuple[str, int, list[str], list[tuple[str, ...]]]:
-    """Dataset, seed, fixed overrides and the trials' overrides of a search file. Raises UserError for a broken one."""
+@dataclass(frozen=True)
+class Search:
+    """A search file: its grid's fields and the points, each a tuple of `field=value` in the fields' order."""
+
+    path: Path
+    dataset: str
+    seed: int
+    fixed: tuple[str, ...]
+    fields: tuple[str, ...]
+    points: tuple[tuple[str, ...], ...]
+
+    @property
+    def lines(self) -> Path:
+        """Where its trials land."""
+        return self.path.with_suffix(".csv")
+
+
+def load_search(name: str, folder: Path = RESULTS) -> Search:
+    """The search of a name. Raises UserError for an unknown name and for a broken file."""
+    known = [path.stem for path in folder.glob("*.toml") if "grid" in read_toml(path)]
+    known_name(name, known, "search", str(folder))
+    path = folder / f"{name}.toml"
     content = read_toml(path)
     try:
-        fields: Mapping[str, Sequence[Any]] = content["grid"]
-        points = [
-            tuple(f"{name}={value}" for name, value in zip(fields, values, strict=True))
-            for values in itertools.product(*fields.values())
-        ]
-        return content["dataset"], content["seed"], list(content["fixed"]), points
+        grid: Mapping[str, Sequence[Any]] = content["grid"]
+        points = tuple(
+            tuple(f"{field}={value}" for field, value in zip(grid, values, strict=True))
+            for values in itertools.product(*grid.values())
+        )
+        return Search(path, content["dataset"], content["seed"], tuple(content["fixed"]), tuple(grid), points)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a search needs dataset, seed, fixed and [grid] ({error})") from None
 
 
 def tune(
-    methods: Sequence[str],
-    preset: str,
-    device: str,
-    runs: Path,
-    report: runner.Report,
-    search: Path = RESULTS / "tuning.toml",
-    out: Path = RESULTS / "tuning.csv",
+    search: Search, methods: Sequence[str], preset: str, device: str, runs: Path, report: runner.Report
 ) -> Iterator[dict[str, Any]]:
-    """Run the trials that `out` lacks and yield each of its lines; resumes after a crash.
+    """Run the trials that the search's file lacks and yield each of its lines; resumes after a crash.
 
     The score is the geometric mean of the three shared-coordinate errors that the method supports.
     """
-    dataset, seed, fixed, points = grid(search)
-    lines = _read(out)
-    for method, point in itertools.product(methods, points):
-        run = runner.prepare(job_of(method, dataset, preset, seed, []), runs, [*fixed, *point])
-        done = [line for line in lines if line["run_id"] == run.run_id]
+    for method, point in itertools.product(methods, search.points):
+        job = job_of(method, search.dataset, preset, search.seed, [])
+        run = runner.prepare(job, runs, [*search.fixed, *point])
+        done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
-            line = _trial(run, " ".join(point), device, report)
+            done = [_trial(run, " ".join(point), device, report)]
             with (runs / "tuning.lock").open("a") as lock:  # two searches may share the file
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                _write(out, [*_read(out), line])
-            done = [line]
+                _write(search.lines, [*_others(search, run), *done])
         yield done[0]
 
 
+def _others(search: Search, run: runner.Run) -> list[dict[str, Any]]:
+    """The lines of other trials; one of the same trial by older code goes."""
+    return [line for line in read_lines(search.lines) if not _same_trial(line, search, run)]
+
+
+def _same_trial(line: Mapping[str, Any], search: Search, run: runner.Run) -> bool:
+    config = asdict(run.config)
+    point = " ".join(f"{field}={config[field]}" for field in search.fields)
+    return (line["method"], line["preset"], line["overrides"]) == (
+        registry.stem(run.job.method),
+        run.job.preset,
+        point,
+    )
+
+
 def _trial(run: runner.Run, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:
-    method, data, progress = runner.train_only(run, device, report)
-    names = registry.card("dataset", run.job.dataset).modalities
-    errors = {}
-    for column, task in (("one_to_one", "one_to_one"), ("many_to_one", "many_to_one"), ("coherence", "uncond")):
-        if task in run.method_card.tasks:
-            asked = list(cells(registry.stem(run.job.dataset), names, task))
-            errors[column] = sum(_error(method, OnValidation(data), cell, run, device) for cell in asked) / len(asked)
-    score = math.exp(sum(map(math.log, errors.values())) / len(errors))
+    """Train and score one point; one that diverges has an infinite score."""
+    errors: dict[str, float] = {}
+    score, seconds = math.inf, ""
+    with contextlib.suppress(Diverged):
+        method, data, progress = runner.train_only(run, device, report)
+        names = registry.card("dataset", run.job.dataset).modalities
+        for column, task in ERRORS.items():
+            if task in run.method_card.tasks:
+                asked = list(cells(registry.stem(run.job.dataset), names, task))
+                errors[column] = sum(_error(method, OnValidation(data), cell, run, device) for cell in asked) / len(
+                    asked
+                )
+        score = math.exp(sum(map(math.log, errors.values())) / len(errors))
+        seconds = f"{progress.seconds:.0f}" if progress else ""
     return {
         "method": registry.stem(run.job.method),
         "dataset": registry.stem(run.job.dataset),
@@ -114,10 +153,8 @@ def _trial(run: runner.Run, overrides: str, device: str, report: runner.Report) 
         "seed": run.job.seed,
         "overrides": overrides,
         "score": f"{score:.6g}",
-        **{
-            name: f"{errors[name]:.6g}" if name in errors else "" for name in ("one_to_one", "many_to_one", "coherence")
-        },
-        "train_seconds": f"{progress.seconds:.0f}" if progress else "",
+        **{name: f"{errors[name]:.6g}" if name in errors else "" for name in ERRORS},
+        "train_seconds": seconds,
         "method_version": run.method_card.version,
         "dataset_version": run.dataset_card.version,
         "run_id": run.run_id,
@@ -131,16 +168,63 @@ def _error(method: Any, data: Any, cell: Cell, run: runner.Run, device: str) -> 
     return result.score.value
 
 
-def best(lines: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Method -> its best trial."""
-    found: dict[str, Mapping[str, Any]] = {}
+def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> str:
+    """Markdown of a preset's trials, one row per method: of one field, the errors along its values; of several, the
+    score of the shared recipe beside the method's own best."""
+    lines = [line for line in lines if line["preset"] == preset]
+    if not lines:
+        return f"No trials of preset {preset} yet: bench tune {search.path.stem} --preset {preset}\n"
+    by_method: dict[str, Trials] = {}
     for line in lines:
-        if line["method"] not in found or float(line["score"]) < float(found[line["method"]]["score"]):
-            found[line["method"]] = line
-    return found
+        by_method.setdefault(line["method"], {})[line["overrides"]] = line
+    points = [" ".join(point) for point in search.points]
+    if len(search.fields) == 1:
+        header = [search.fields[0], *(point.partition("=")[2] for point in points)]
+        rows = [
+            [f"{_label(method)}, {error.replace('_', ' ')}", *(_number(trials, point, error) for point in points)]
+            for method, trials in by_method.items()
+            for error in ERRORS
+        ]
+    else:
+        config = resolve(registry.card("dataset", search.dataset), None, preset).config
+        shared = " ".join(f"{field}={getattr(config, field)}" for field in search.fields)
+        header = ["method", "shared recipe", "own best", "at", "own best / shared"]
+        rows = [_beside_best(method, trials, shared) for method, trials in by_method.items()]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + f"\n{_caption(search, lines)}\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+Trials = dict[str, Mapping[str, Any]]  # overrides -> the line of that trial
+
+
+def _beside_best(method: str, trials: Trials, shared: str) -> list[str]:
+    best = min(trials, key=lambda point: float(trials[point]["score"]))
+    ratio = float(trials[best]["score"]) / float(trials[shared]["score"]) if shared in trials else math.nan
+    at = "the shared recipe" if best == shared else best
+    return [_label(method), _number(trials, shared), _number(trials, best), at, f"{ratio:.2f}"]
+
+
+def _caption(search: Search, lines: Sequence[Mapping[str, Any]]) -> str:
+    said = [
+        f"Preset {lines[0]['preset']}, with {', '.join(search.fixed) or 'nothing else changed'}",
+        f"seed {search.seed}",
+        "validation split",
+        *(", ".join(sorted({str(line[column]) for line in lines})) for column in ("torch", "device")),
+    ]
+    return f"{'; '.join(said)}."
+
+
+def _label(method: str) -> str:
+    return str(registry.card("method", method).label) if method in registry.index("method") else method
+
+
+def _number(trials: Trials, point: str, column: str = "score") -> str:
+    value = trials[point][column] if point in trials else ""
+    return "—" if value == "" else f"{float(value):.3g}"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a search. Raises UserError for a file of other columns."""
     if not path.exists():
         return []
     lines = list(csv.DictReader(io.StringIO(path.read_text())))

@@ -33,7 +33,6 @@ CARD = DatasetCard(
             "encoder_grad_scale": (1e-3, "assumed: the paper's value is lost; see results/tuning.csv"),
             "prior_weight": (1.0, "assumed: one prior route per reconstruction route"),
             "compile": (False, "assumed: no gain on small MLPs"),
-            "threads": (0, "assumed: torch's choice"),
         },
         "paper": {
             "train_rows": (100_000, "assumed: the paper's count is lost"),
@@ -170,7 +169,7 @@ class GaussianMixture:
             factors = self._split_factors(split)
             parts = [factors[factor] for parts in PARTS.values() for factor in parts]
             self._rows[split] = torch.cat(parts, 1).unflatten(1, (len(PARTS), -1))
-        return dict(zip(PARTS, self._rows[split][indices].unbind(1), strict=True))
+        return dict(zip(PARTS, self._rows[split].index_select(0, indices).unbind(1), strict=True))
 
     def factors(self, split: str, indices: Tensor) -> Batch:
         """{factor: (rows, size)}: the ground truth behind `rows`."""

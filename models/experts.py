@@ -8,6 +8,8 @@ With `detach_own` both have the shape `(M, rows, D)`: M times the same values, w
 j-th does not reach expert j (MUNI, Eqs. 11 and 14).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,17 +17,21 @@ from torch import Tensor
 def product(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:
     """Product of experts: precisions add (MVAE, Wu and Goodman 2018)."""
     precision = torch.exp(-log_variance) * given[..., None]
-    weighted = precision * mean
-    total, weighted_total = precision.sum(-2), weighted.sum(-2)
-    if detach_own:  # the sums are linear in each expert's share, so its gradient is taken out of them alone
-        total = total - _gradient_alone(precision)
-        weighted_total = weighted_total - _gradient_alone(weighted)
+    added = _AddedWithoutOwn.apply if detach_own else partial(torch.sum, dim=-2)
+    total, weighted_total = added(precision), added(precision * mean)
     return weighted_total / total, -total.log()
 
 
-def _gradient_alone(share: Tensor) -> Tensor:
-    """Zeros with the gradient of each expert's share: (rows, M, D) -> (M, rows, D)."""
-    return (share - share.detach()).movedim(-2, 0)
+class _AddedWithoutOwn(torch.autograd.Function):
+    """The sum over experts once per target, (rows, M, D) -> (M, rows, D); target j's gradient skips expert j."""
+
+    @staticmethod
+    def forward(ctx, share: Tensor) -> Tensor:
+        return share.sum(-2).expand(share.shape[-2], *share.shape[:-2], share.shape[-1])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return (gradient.sum(0) - gradient).movedim(0, -2)
 
 
 def hellinger(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -171,10 +171,17 @@ class LatentModel(nn.Module):
         x = torch.stack(
             [(batch[m.name].flatten(1) - m.center) / m.scale if m.name in batch else blank for m in self.modalities]
         )
-        observed = torch.tensor([name in batch for name in self.names], device=x.device)
+        observed = _flags(tuple(name in batch for name in self.names), x.device)
         return x, observed.expand(len(present), -1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of every expert, each (rows, modalities, latent)."""
         mean, log_variance = self.encoder(x)
-        return mean.transpose(0, 1), log_variance.transpose(0, 1)
+        exact = torch.promote_types(mean.dtype, torch.float32)  # experts are pooled in no less than float32
+        return mean.to(exact).transpose(0, 1), log_variance.to(exact).transpose(0, 1)
+
+
+@cache
+def _flags(values: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Booleans on the device, made once: making them anew would wait for it at every update."""
+    return torch.tensor(values, device=device)

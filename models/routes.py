@@ -74,7 +74,7 @@ def draw_subsets(law: Subsets, observed: Tensor, draws: Draws, name: str) -> Ten
     cumulative = (possible * weights).cumsum(-1)
     threshold = draws.uniform(name)[:, None] * cumulative[:, -1:]
     choice = (cumulative <= threshold).sum(-1).clamp(max=len(law) - 1)
-    return masks[choice] & possible.any(-1, keepdim=True)
+    return masks.index_select(0, choice) & possible.any(-1, keepdim=True)
 
 
 @cache

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from benchmark import records
@@ -105,6 +106,22 @@ def test_the_checkpoint_of_another_seed_and_the_way_out(trained: Path, tmp_path:
     shutil.copy(checkpoint_of(tmp_path / "other"), checkpoint_of(trained))
     assert_refused(trained, "or pass --fresh", lambda: run(trained))
     assert run(trained, "--fresh", patches=STOPPED_EARLY).status == 130
+
+
+def test_a_checkpoint_with_a_flipped_bit(trained: Path) -> None:
+    content = bytearray(checkpoint_of(trained).read_bytes())
+    content[-100] ^= 1
+    checkpoint_of(trained).write_bytes(content)
+    assert_refused(trained, "its tensors are not those that were written", lambda: run(trained))
+
+
+def test_a_checkpoint_begun_on_another_device(trained: Path) -> None:
+    path = checkpoint_of(trained)
+    with safe_open(path, framework="pt") as file:
+        facts, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert facts["device"] == "cpu"
+    path.write_bytes(save(tensors, metadata=facts | {"device": "cuda"}))
+    assert_refused(trained, "go on with --device cuda, or pass --fresh", lambda: run(trained))
 
 
 class Vandal:

@@ -52,7 +52,14 @@ class Noise:
 
 METHOD = Noise
 """
-BROKEN = NOISE.replace("        return {", "        raise RuntimeError('planted')\n        return {")
+FIRST = "        return {"
+BROKEN = NOISE.replace(FIRST, f"        raise RuntimeError('planted')\n{FIRST}")
+MOODY = NOISE.replace(
+    FIRST, f"        import os\n        if 'PLANTED' in os.environ:\n            raise RuntimeError('planted')\n{FIRST}"
+)
+HUMBLE = NOISE.replace("import MethodCard", "import Inapplicable, MethodCard").replace(
+    "    def sample", "    def WHERE(self, *given):\n        raise Inapplicable('not for me')\n\n    def sample"
+)
 
 
 @dataclass(frozen=True)
@@ -298,7 +305,7 @@ def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> N
     ]
     assert len(values) == 6
     shown = f"{statistics.fmean(values):.4f}"
-    answers = {name: bench("table", "table5", "-p", "smoke", "-f", name, "--runs", finished) for name in tables.FORMATS}
+    answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in tables.FORMATS}
     assert {answer.code for answer in answers.values()} == {0}
     assert [name for name, answer in answers.items() if name != "csv" and shown not in answer.out] == []
     lines = list(csv.DictReader(io.StringIO(answers["csv"].out)))
@@ -343,7 +350,7 @@ def test_sample_writes_beside_the_run_or_where_it_is_told(finished: Path, tmp_pa
 def test_claims_without_enough_seeds_are_undecided(finished: Path) -> None:
     count = len(claims.load_claims(registry.index("metric")))
     for name in ("term", "md"):
-        answer = bench("claims", "-p", "smoke", "-f", name, "--runs", finished)
+        answer = bench("claims", *SMALL, "-f", name, "--runs", finished)
         assert answer.code == 0
         assert f"{count} claims at preset smoke: 0 holds, 0 fails, {count} undecided" in answer.out
 
@@ -363,10 +370,71 @@ def test_fresh_starts_again_and_counts_each_number_once(runs: Path) -> None:
     first, again = bench(*command), bench(*command, "--fresh")
     assert first.out == again.out and "mean of 1" in again.out
     rows = records.read(runs / "results.csv")
-    assert len(rows) == 2 * len({row.key for row in rows})
+    assert len(rows) == len({row.key for row in rows})
+
+
+def test_a_time_limit_shorter_than_the_set_up_still_comes_to_an_end(runs: Path) -> None:
+    command = ["run", "-m", "chance", "-t", "one_to_one", *SMALL, "--runs", runs, "--max-time", 1e-6]
+    for call in range(1, 7):  # a cell each
+        answer = bench(*command)
+        assert (answer.code, "stopped" in answer.err) == (0, call < 6)
+        assert len({(row.given, row.want) for row in records.read(runs / "results.csv")}) == call
+
+
+def test_tables_and_claims_leave_out_other_settings(finished: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    frame = records.load(finished / "results.csv")
+    foreign = frame.assign(run_id="0123456789", seed=frame["seed"] + 1, value=1e6)
+    records.append(runs / "results.csv", records.records_of(frame) + records.records_of(foreign))
+    for command in (["table", "table5"], ["claims"]):
+        shown = bench(*command, *SMALL, "--runs", runs)
+        assert (shown.code, shown.out) == (0, bench(*command, *SMALL, "--runs", finished).out)
+        assert bench(*command, "--preset", "smoke", "--runs", runs).code == 2  # nothing of the plain recipe
+
+
+def test_fresh_rows_take_the_place_of_old_ones_from_the_start(runs: Path) -> None:
+    command = ["run", "-m", "chance", "-t", "one_to_one", *SMALL, "--runs", runs]
+    assert bench(*command).code == 0
+    stopped = bench(*command, "--fresh", "--max-time", 1e-6)
+    assert "without --fresh, goes on" in stopped.err
+    assert len({row.given for row in records.read(runs / "results.csv")}) == 1  # a cell of the new ones
+    assert bench(*command).code == 0
+    assert len(records.read(runs / "results.csv")) == len({row.key for row in records.read(runs / "results.csv")}) > 0
+
+
+def test_a_newer_metric_is_scored_again_and_nothing_is_trained_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "-m", "muni", "-t", "uncond", *SMALL, "--runs", runs]
+    assert bench(*command).code == 0
+    before = records.read(runs / "results.csv")
+    real = registry.sources
+    swd = registry.locate("metric", "swd")
+    monkeypatch.setattr(
+        registry, "sources", lambda path, **options: real(path, **options) + ("x" if path == swd else "")
+    )
+    again = bench(*command)
+    assert again.code == 0 and "training" not in again.err
+    added = records.read(runs / "results.csv")[len(before) :]
+    assert {row.metric for row in added} == {"swd"} and {row.run_id for row in added} == {before[0].run_id}
+
+
+def test_a_stopped_search_says_how_to_go_on(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise runner.Stopped(by_user=True)
+
+    monkeypatch.setattr(runner, "train_only", interrupted)
+    answer = bench("tune", "-m", "muni", "--preset", "smoke", "--runs", runs)
+    assert answer.code == 130 and "the same command goes on" in answer.err
 
 
 # A user's own file, and methods that fail.
+
+
+def test_a_file_named_like_a_method_of_the_suite_is_refused(runs: Path, plugin) -> None:
+    answer = bench("run", "-m", plugin("muni.py", NOISE), "-t", "uncond", *SMALL, "--runs", runs)
+    assert answer.code == 2 and "rename it" in answer.err
 
 
 def test_a_users_file_runs_and_stands_in_the_table_by_its_path_alone(runs: Path, plugin) -> None:
@@ -396,6 +464,27 @@ def test_a_failing_method_leaves_error_rows_and_costs_the_others_nothing(runs: P
     assert bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs).code == 0
 
 
+def test_an_error_after_fresh_takes_the_place_of_the_older_rows(runs: Path, plugin) -> None:
+    command = ["run", "-m", plugin("moody.py", MOODY), "-t", "uncond", *SMALL, "--runs", runs]
+    assert bench(*command).code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTED", "1")
+        assert bench(*command, "--fresh").code == 1
+    latest = records.latest(records.load(runs / "results.csv"))
+    assert set(latest["status"]) == {"error: RuntimeError: planted"}
+    assert bench(*command).code == 0
+    assert set(records.latest(records.load(runs / "results.csv"))["status"]) == {"ok"}
+
+
+@pytest.mark.parametrize("where", ["sample", "bind"])
+def test_what_a_method_says_it_cannot_do_is_not_an_error(where: str, runs: Path, plugin) -> None:
+    source = HUMBLE.replace("    def sample", "    def ignored") if where == "sample" else HUMBLE
+    path = plugin("humble.py", source.replace("WHERE", where))
+    answer = bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs)
+    assert answer.code == 0, answer.err
+    assert {row.status for row in records.read(runs / "results.csv")} == {"n/a: not for me"}
+
+
 def test_reproduce_says_which_row_failed(runs: Path, plugin) -> None:
     path = plugin("broken.py", BROKEN)
     answer = bench("reproduce", "table5", "-m", "chance", "-m", path, "-s", 0, *SMALL, "--runs", runs)
@@ -407,7 +496,7 @@ def test_a_table_survives_the_loss_of_a_methods_file(finished: Path, monkeypatch
     methods = {name: path for name, path in registry.index("method").items() if name not in ("mvae", "muni")}
     real = registry.index
     monkeypatch.setattr(registry, "index", lambda kind: methods if kind == "method" else real(kind))
-    shown = bench("table", "table5", "-p", "smoke", "--runs", finished)
+    shown = bench("table", "table5", *SMALL, "--runs", finished)
     assert shown.code == 0 and "muni" in shown.out
     plan = bench("reproduce", "table5", *SMALL, "--runs", finished, "--plan")
     assert plan.code == 0 and "mvae, muni" in plan.err

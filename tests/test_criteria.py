@@ -16,12 +16,13 @@ from data_prep.gaussian_mixture import CARD, FACTORS, PARTS, GaussianMixture
 
 NAMES = ("x1", "x2", "x3")
 PROBE_ROWS = 1024
+SIZES = [f"probe_rows={PROBE_ROWS}", "evaluation_rows=512", "unconditional_rows=512"]
+CONFIG = resolve(CARD, None, "smoke", SIZES).config
 
 
 @cache
 def mixture() -> GaussianMixture:
-    sizes = [f"probe_rows={PROBE_ROWS}", "evaluation_rows=512", "unconditional_rows=512"]
-    return GaussianMixture(resolve(CARD, None, "smoke", sizes).config)
+    return GaussianMixture(CONFIG)
 
 
 class Latent:
@@ -45,7 +46,7 @@ class Latent:
 
 
 def criteria(method, seed: int = 0):
-    return {(cell, metric): value for cell, metric, value in evaluate_criteria(method, mixture(), "cpu", seed)}
+    return {(cell, metric): value for cell, metric, value in evaluate_criteria(method, mixture(), CONFIG, "cpu", seed)}
 
 
 @cache
@@ -162,7 +163,7 @@ def test_nan_latents_are_an_error():
 
 def test_a_dataset_without_known_factors_is_refused():
     with pytest.raises(UserError, match="need known factors, which pictures does not have"):
-        list(evaluate_criteria(object(), object(), "cpu", 0, dataset="pictures"))
+        list(evaluate_criteria(object(), object(), CONFIG, "cpu", 0, dataset="pictures"))
 
 
 def test_the_table_asks_for_cells_that_are_measured_and_for_each_once():

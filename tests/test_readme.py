@@ -6,21 +6,28 @@ import pytest
 
 from benchmark import cli, registry, tables
 
-CPU = tables.RESULTS / "reference" / "cpu.csv"
 README = (registry.ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/findings.md")
 
 
-@pytest.mark.skipif(not CPU.exists(), reason="results/reference/cpu.csv is not there yet: bench bless --preset cpu")
-def test_the_tables_are_current():
-    assert tables.render_readme(README, cli.readme_blocks()) == README, "stale: run bench readme"
+def fresh(page: str) -> str:
+    return tables.fill_blocks((registry.ROOT / page).read_text(), cli.page_blocks()[page])
 
 
-@pytest.mark.skipif(not CPU.exists(), reason="results/reference/cpu.csv is not there yet: bench bless --preset cpu")
-def test_a_changed_number_makes_them_stale(monkeypatch):
+def test_the_pages_are_those() -> None:
+    assert tuple(cli.page_blocks()) == PAGES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_current(page: str) -> None:
+    assert fresh(page) == (registry.ROOT / page).read_text(), "stale: run bench readme"
+
+
+def test_a_changed_number_makes_them_stale(monkeypatch) -> None:
     rows = cli._reference("cpu")
     rows.loc[rows["method"] == "muni", "value"] *= 1.5
     monkeypatch.setattr(cli, "_reference", lambda preset: rows)
-    assert tables.render_readme(README, cli.readme_blocks()) != README
+    assert fresh("README.md") != README
 
 
 def test_every_command_it_names_exists():

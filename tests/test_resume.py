@@ -167,8 +167,9 @@ def test_a_signal_stops_after_a_whole_step_and_the_command_says_how_to_go_on(
     number: int, function: str, nth: int, whole: Whole, runs: Path
 ) -> None:
     seldom = partial(put, "benchmark.train:CHECKPOINT_SECONDS", 20.0)  # the signal makes the checkpoint, not the clock
-    stopped = run("muni", runs, seldom, partial(at_call, function, nth, partial(send, number)))
-    assert stopped.status == 130
+    stop = partial(at_call, function, nth, partial(send, number))
+    stopped = run("muni", runs, seldom, stop, more=("--max-time", 60))
+    assert stopped.status == 130  # for all that there was a limit
     assert stopped.err.splitlines()[-1] == "bench: stopped; the same command goes on where it stopped"
     cells = {row[2:4] for row in rows(runs)}  # given and want
     assert (updates_done(runs), len(cells)) == ((20, 0) if function == UPDATE else (UPDATES, 2))

@@ -18,11 +18,11 @@ from benchmark.tables import (
     TERM_WIDTH,
     Column,
     Job,
+    fill_blocks,
     load_paper,
     load_table,
     paper_values,
     render,
-    render_readme,
     summarise,
 )
 
@@ -197,21 +197,6 @@ def test_a_part_of_a_table_and_a_users_own_method(table):
     assert jobs[0].scores == table.jobs("cpu", MODALITIES)[0].scores
     frame = measured(table.only(["mine"]), lambda *_: 1.5)
     assert "| mine | **1.5000 ±0.0000** |" in page(table.only(["mine"]), frame)
-
-
-def test_missing_is_what_the_rows_lack(table):
-    frame = measured(table, plain)
-    assert table.missing(frame, "cpu", MODALITIES) == []
-    assert len(table.missing(frame.iloc[:0], "cpu", MODALITIES)) == 25
-    assert len(table.missing(frame, "gpu", MODALITIES)) == 3 * 5
-    lost = frame.index[(frame["method"] == "muni") & (frame["seed"] == 3)][[0, 25]]
-    failed = frame.copy()
-    failed.loc[lost[1], "status"] = "error: NaN"
-    one, other = (frame.loc[place] for place in lost)
-    jobs = table.missing(failed.drop(lost[0]), "cpu", MODALITIES)
-    assert [(job.method, job.seed, len(job.scores)) for job in jobs] == [("muni", 3, 2)]
-    found = {("+".join(cell.given), "+".join(cell.want), metric) for cell, metric in jobs[0].scores}
-    assert found == {(each["given"], each["want"], each["metric"]) for each in (one, other)}
 
 
 def test_a_job_is_a_product_without_its_skipped_pairs():
@@ -430,14 +415,14 @@ def test_unknown_format(table):
 
 def test_readme_blocks_are_replaced_between_their_markers():
     readme = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
-    fresh = render_readme(readme, {"table5 cpu": r"| \1 new |"})
+    fresh = fill_blocks(readme, {"table5 cpu": r"| \1 new |"})
     assert fresh == (
         "head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
     )
-    assert render_readme(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
+    assert fill_blocks(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
     for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
-        with pytest.raises(UserError, match="the readme needs <!-- a -->"):
-            render_readme(broken, {"a": "x"})
+        with pytest.raises(UserError, match="the page needs <!-- a -->"):
+            fill_blocks(broken, {"a": "x"})
 
 
 def test_import_brings_no_heavy_library():

@@ -25,9 +25,9 @@ def finite(values: Tensor, name: str) -> Tensor:
 
 
 def enough(rows: int, least: int, what: str) -> None:
-    """Raises UserError below `least` rows."""
+    """Raises Inapplicable below `least` rows."""
     if rows < least:
-        raise UserError(f"{what} needs at least {least} rows and got {rows}: raise evaluation_rows")
+        raise Inapplicable(f"{what} needs at least {least} rows and got {rows}")
 
 
 def mean_of(per_row: list[Tensor], least: int, what: str) -> Score:
@@ -107,7 +107,7 @@ class SlicedWasserstein:
         generated = {name: torch.cat(blocks) for name, blocks in self._generated.items() if blocks}
         rows = min(map(len, generated.values()), default=0)
         enough(rows, self.least, f"a sliced distance of {self._cell}")
-        fresh = self._fresh(rows)
+        fresh = self._fresh(rows, next(iter(generated.values())).device)
         distances = [
             sliced_wasserstein(
                 sample[:, self._columns[name]], fresh[name].to(sample)[:, self._columns[name]], self.order
@@ -116,14 +116,14 @@ class SlicedWasserstein:
         ]
         return Score(sum(distances) / len(distances), None, rows)
 
-    def _fresh(self, rows: int) -> Batch:
+    def _fresh(self, rows: int, device: torch.device) -> Batch:
         half = self._data.count("test") // 2
         if rows > half:
             raise UserError(
                 f"{rows} generated rows need as many fresh test rows, and half of the test split of "
                 f"{self._cell.dataset} is {half}: lower evaluation_rows"
             )
-        fresh = self._data.rows("test", torch.arange(half, half + rows))
+        fresh = self._data.rows("test", torch.arange(half, half + rows, device=device))
         if self._sources:
             sources = torch.cat(self._sources)
             together = torch.cat([sources, fresh[self._cell.given[0]].to(sources)])
