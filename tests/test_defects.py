@@ -96,18 +96,14 @@ def test_the_paired_rule_raises_no_alarm_on_the_same_code(sound: pandas.DataFram
 
 
 def measured_at_cpu(name: str) -> pandas.DataFrame:
-    path = RESULTS / name / "cpu.csv"
-    if not path.exists():
-        pytest.skip(f"no rows at {path}")
-    return records.latest(records.load(path))
+    return records.latest(records.load(RESULTS / name / "cpu.csv", must_exist=True))
 
 
 @pytest.mark.parametrize("defect", NAMES)
 def test_the_statistical_rule_finds_the_defect(defect: str) -> None:
     reference, planted = measured_at_cpu("reference"), measured_at_cpu("defects")
     fresh = as_muni(planted[planted["method"] == defect])
-    if fresh.empty:
-        pytest.skip(f"results/defects/cpu.csv has no rows of {defect}")
+    assert not fresh.empty, f"results/defects/cpu.csv has no rows of {defect}"
     verdicts = compare.compare(reference, fresh, metric_cards(), rule="statistical")
     verdicts = verdicts[verdicts["method"] == "muni"]
     worse = verdicts[verdicts["verdict"] == "worse"]
