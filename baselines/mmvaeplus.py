@@ -16,7 +16,7 @@ from models.latent import LatentModel
 from models.routes import Route, draw_subsets, singles
 
 CARD = MethodCard(
-    version=1,
+    version=2,
     label="MMVAE+",
     paper="MMVAE+: Enhancing the Generative Quality of Multimodal VAEs without Compromises (2023)",
     deviations=(
@@ -38,7 +38,15 @@ class MMVAEPlus(LatentModel):
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         super().__init__(modalities, config)
-        self.auxiliary_log_scale = nn.Parameter(torch.zeros(len(modalities), 1, config.private_size))
+        self.auxiliary = nn.Parameter(torch.zeros(len(modalities), 1, config.private_size))
+
+    def auxiliary_scale(self) -> Tensor:
+        """Standard deviations of the auxiliary priors, (modalities, 1, private), of mean one over dimensions.
+
+        So the authors have it. Left free they fall to 0.01, and decoders of other modalities have then never seen a
+        private latent of the size that the prior N(0, I) gives them at test time.
+        """
+        return torch.softmax(self.auxiliary, -1) * self.config.private_size
 
     def encoder_outputs(self) -> int:
         return self.config.latent_size + self.config.private_size
@@ -61,7 +69,7 @@ class MMVAEPlus(LatentModel):
         z = self.latents(mean, log_variance, route.given, noise)
         private_noise = draws.normal("private latent", len(self.names), self.config.private_size).transpose(0, 1)
         posterior = torch.addcmul(private_mean, torch.exp(0.5 * private_log_variance), private_noise.transpose(0, 1))
-        auxiliary = torch.exp(self.auxiliary_log_scale) * private_noise
+        auxiliary = self.auxiliary_scale() * private_noise
         private = torch.where(route.given.T[..., None], posterior.transpose(0, 1), auxiliary)
         reconstruction = self.reconstruction(x, torch.cat([z, private], -1), route.targets, draws)
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)

@@ -1,0 +1,48 @@
+"""Mixed precision and compiled networks train like plain ones: the paths that GPUs take, on a processor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark import registry, runner
+from benchmark.tables import job_of
+from benchmark.train import Trainer
+
+SIZES = ["train_rows=500", "evaluation_rows=64", "unconditional_rows=64", "batch_rows=32", "warmup_updates=0"]
+
+
+def losses(method: str, folder: Path, *settings: str) -> dict[str, float]:
+    """The parts of the loss, averaged over six updates."""
+    run = runner.prepare(job_of(method, "gaussian_mixture", "smoke", 0, []), folder, [*SIZES, "updates=6", *settings])
+    data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
+    model, average = runner.build(run, data, "cpu"), runner.build(run, data, "cpu")
+    run.directory.mkdir(parents=True)
+    stages = run.method_card.stages
+    return Trainer(model, average, data, stages, run.config, 0, run.directory, run.run_id, "cpu").advance(6)
+
+
+@pytest.mark.parametrize("method", ["muni", "muni_hellinger", "mmvaeplus"])
+def test_bfloat16_trains_like_float32(method: str, tmp_path: Path) -> None:
+    plain, mixed = losses(method, tmp_path), losses(method, tmp_path, "precision=bfloat16")
+    assert mixed == pytest.approx(plain, rel=0.03) and mixed != plain
+
+
+def test_experts_are_pooled_in_float32(tmp_path: Path) -> None:
+    run = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 0, []), tmp_path, SIZES)
+    data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
+    model = runner.build(run, data, "cpu")
+    x, _ = model.observe(data.rows("train", torch.arange(8)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.encoder(x)[0].dtype == torch.bfloat16
+        assert {part.dtype for part in model.encode(x)} == {torch.float32}
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a processor needs g++")
+def test_compiled_networks_train_like_plain_ones(tmp_path: Path) -> None:
+    small = ["decoder_depth=1", "prior_depth=1", "encoder_depth=1"]
+    plain, compiled = losses("muni", tmp_path, *small), losses("muni", tmp_path, *small, "compile=true")
+    assert compiled == pytest.approx(plain, rel=1e-4)
