@@ -23,6 +23,8 @@ CARD = MethodCard(
         "learned flow prior on the shared latent and flow decoders; Gaussian latents; single-sample bound",
         "one expert drawn per row instead of all M; entropy of the drawn expert, not of the mixture",
         "the private latents' KL has the shared prior term's weight per dimension",
+        "from other modalities: private latents of the auxiliary prior, on which those decoders were trained (the "
+        "authors' code draws from N(0, I), which they never met here)",
         "unconditional: each decoder draws a private latent of its own (the authors' code shares one draw)",
     ),
 )
@@ -31,7 +33,8 @@ CARD = MethodCard(
 class MMVAEPlus(LatentModel):
     """MMVAE with a private latent per modality: the source's own for itself, an auxiliary prior's for the others.
 
-    At test time every private latent comes from its prior N(0, I).
+    At test time a modality generated from others takes its private latent from the auxiliary prior too, and from
+    nothing, from the prior N(0, I).
     """
 
     aggregate = staticmethod(product)  # of a single expert: the expert itself
@@ -41,11 +44,7 @@ class MMVAEPlus(LatentModel):
         self.auxiliary = nn.Parameter(torch.zeros(len(modalities), 1, config.private_size))
 
     def auxiliary_scale(self) -> Tensor:
-        """Standard deviations of the auxiliary priors, (modalities, 1, private), of mean one over dimensions.
-
-        So the authors have it. Left free they fall to 0.01, and decoders of other modalities have then never seen a
-        private latent of the size that the prior N(0, I) gives them at test time.
-        """
+        """Standard deviations of the auxiliary priors, (modalities, 1, private), of mean one, as the authors do."""
         return torch.softmax(self.auxiliary, -1) * self.config.private_size
 
     def encoder_outputs(self) -> int:
@@ -92,8 +91,10 @@ class MMVAEPlus(LatentModel):
         shared, private = parameters.split([self.config.latent_size, self.config.private_size], dim=-1)
         return shared, private
 
-    def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws) -> Tensor:
+    def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws, conditional: bool) -> Tensor:
         private = torch.stack([draws.normal(f"private {name}", self.config.private_size) for name in names])
+        if conditional:
+            private = private * self.auxiliary_scale()[[self.names.index(name) for name in names]]
         return torch.cat([z.expand(len(names), -1, -1), private], -1)
 
 

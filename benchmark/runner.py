@@ -180,7 +180,7 @@ def _settle(config: Config, device: str) -> None:
     torch.set_num_threads(config.threads or _THREADS)
     if device.startswith("cuda"):
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # what is not written is not read
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _execute_one(

@@ -143,22 +143,25 @@ class LatentModel(nn.Module):
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
         """Rows of every wanted modality, raw units: from the prior when nothing is given, else from the posterior."""
         z = self.infer(given, draws) if given else self.sample_prior(rows, draws)
-        return self.decode(z, want, draws)
+        return self.decode(z, want, draws, conditional=bool(given))
 
-    def decode(self, z: Tensor, want: Sequence[str], draws: Draws) -> Batch:
-        """Each wanted modality from z (rows, latent), with decoder noise of its own; raw units."""
+    def decode(self, z: Tensor, want: Sequence[str], draws: Draws, conditional: bool = False) -> Batch:
+        """Each wanted modality from z (rows, latent), with decoder noise of its own; raw units.
+
+        conditional: whether z was inferred from other modalities, or else drawn from the prior.
+        """
         stacks = [ALL] if list(want) == self.names else [slice(k, k + 1) for k in map(self.names.index, want)]
         generated: Batch = {}
         for which in stacks:
             names = self.names[which]
             noise = torch.stack([draws.normal(f"decode {name}", self.size) for name in names])
-            condition = self.decoder.condition(self.decoder_input(z, names, draws), which)
+            condition = self.decoder.condition(self.decoder_input(z, names, draws, conditional), which)
             x = euler(partial(self.decoder, condition=condition, which=which), noise, self.config.decoder_steps)
             for name, modality, rows in zip(names, self.modalities[which], x, strict=True):
                 generated[name] = rows.reshape(-1, *modality.shape) * modality.scale + modality.center
         return {name: generated[name] for name in want}
 
-    def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws) -> Tensor:
+    def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws, conditional: bool) -> Tensor:
         """What each named decoder is told of z, (names, rows, conditions)."""
         return z.expand(len(names), -1, -1)
 

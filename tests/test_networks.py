@@ -234,7 +234,7 @@ def test_methods_differ_only_by_what_their_cards_list(preset: str):
 
 # Parameters that are a method's own by its definition; all else has the shapes of MUNI's.
 OWN = {
-    "mmvaeplus": ("encoder.leave", "encoder.skip", "decoder.enter_condition", "auxiliary_log_scale"),
+    "mmvaeplus": ("encoder.leave", "encoder.skip", "decoder.enter_condition", "auxiliary"),
     "shala": ("prior.enter_condition", "fuse"),
 }
 

@@ -14,6 +14,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
 from benchmark import registry
 from benchmark.api import Modality
@@ -489,3 +490,21 @@ def test_scale_gradient_is_the_identity_forward_and_a_factor_backward():
     (scaled**2).sum().backward()
     assert torch.equal(x.grad, torch.tensor([[20.0, -40.0], [0.0, 0.0]]))
     assert factor.grad is None
+
+
+def test_private_latents_come_from_the_auxiliary_prior_given_others_and_from_the_prior_given_nothing():
+    card = registry.card("dataset", "gaussian_mixture")
+    config = resolve(card, None, "smoke", ["latent_size=4", "private_size=3"]).config
+    model = MMVAEPlus([Modality(name, (6,)) for name in "123"], config)
+    with torch.no_grad():
+        model.auxiliary.copy_(torch.randn(3, 1, 3))
+    scale = model.auxiliary_scale()
+    assert torch.allclose(scale.mean(-1), torch.ones(3, 1)) and scale.max() > 2 * scale.min()
+    z = torch.zeros(5, 4)
+    plain, scaled = (
+        model.decoder_input(z, ["3", "1"], Draws("private", rows=5), conditional) for conditional in (False, True)
+    )
+    drawn = torch.stack([Draws("private", rows=5).normal(f"private {name}", 3) for name in "31"])
+    assert torch.equal(plain[..., 4:], drawn)
+    assert torch.allclose(scaled[..., 4:], drawn * scale[[2, 0]])
+    assert torch.equal(plain[..., :4], scaled[..., :4])

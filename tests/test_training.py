@@ -1,4 +1,4 @@
-"""Mixed precision and compiled networks train like plain ones: the paths that GPUs take, on a processor."""
+"""The trainer: mixed precision and compiled networks train like plain ones, and buffers are not forgotten."""
 
 from __future__ import annotations
 
@@ -46,3 +46,25 @@ def test_compiled_networks_train_like_plain_ones(tmp_path: Path) -> None:
     small = ["decoder_depth=1", "prior_depth=1", "encoder_depth=1"]
     plain, compiled = losses("muni", tmp_path, *small), losses("muni", tmp_path, *small, "compile=true")
     assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+class Counting(torch.nn.Module):
+    """Counts its training steps in a buffer, as batch normalisation keeps its statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.register_buffer("steps", torch.zeros(1))
+
+    def loss(self, batch, stage, draws):
+        self.steps += 1
+        return self.weight.square().sum(), {}
+
+
+def test_buffers_follow_the_weights_into_the_average(tmp_path: Path) -> None:
+    run = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 0, []), tmp_path, SIZES)
+    data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
+    model, average = Counting(), Counting()
+    Trainer(model, average, data, (("joint", 1.0),), run.config, 0, tmp_path, "id", "cpu").advance(5)
+    assert average.steps.item() == 5
+    assert 1 > average.weight.item() > model.weight.item()
