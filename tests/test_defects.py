@@ -95,15 +95,15 @@ def test_the_paired_rule_raises_no_alarm_on_the_same_code(sound: pandas.DataFram
     assert compare.exit_code(verdicts) == 0
 
 
-def measured_at_cpu(name: str) -> pandas.DataFrame:
-    return records.latest(records.load(RESULTS / name / "cpu.csv", must_exist=True))
+def measured_at_cpu(folder: Path) -> pandas.DataFrame:
+    return records.latest(records.load(folder / "cpu.csv", must_exist=True))
 
 
 @pytest.mark.parametrize("defect", NAMES)
 def test_the_statistical_rule_finds_the_defect(defect: str) -> None:
-    reference, planted = measured_at_cpu("reference"), measured_at_cpu("defects")
+    reference, planted = measured_at_cpu(RESULTS / "reference"), measured_at_cpu(ROOT / "tests" / "defects")
     fresh = as_muni(planted[planted["method"] == defect])
-    assert not fresh.empty, f"results/defects/cpu.csv has no rows of {defect}"
+    assert not fresh.empty, f"tests/defects/cpu.csv has no rows of {defect}"
     verdicts = compare.compare(reference, fresh, metric_cards(), rule="statistical")
     verdicts = verdicts[verdicts["method"] == "muni"]
     worse = verdicts[verdicts["verdict"] == "worse"]
@@ -114,7 +114,7 @@ def test_the_statistical_rule_finds_the_defect(defect: str) -> None:
 
 
 def test_left_out_real_seeds_raise_no_alarm() -> None:
-    found = compare.leave_one_out_false_alarms(measured_at_cpu("reference"), metric_cards())
+    found = compare.leave_one_out_false_alarms(measured_at_cpu(RESULTS / "reference"), metric_cards())
     assert found.per_run <= FALSE_ALARMS_PER_RUN and found.per_cell <= FALSE_ALARMS_PER_CELL, found.alarms
 
 
