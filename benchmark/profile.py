@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmark import registry
 from benchmark.api import Cell
-from benchmark.runner import Run, build, prepare
+from benchmark.runner import build, prepare, trainer_of
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
 from benchmark.train import LOG_EVERY, Trainer, autocast
@@ -46,16 +46,10 @@ def profile_method(
         )
         if run.method_card.stages:
             run.directory.mkdir(parents=True)
-            yield from _training(_trainer(run, data, device), device)
+            yield from _training(trainer_of(run, data, device), device)
             if to_loss:
-                yield _seconds_to(to_loss, _trainer(run, data, device), device)
+                yield _seconds_to(to_loss, trainer_of(run, data, device), device)
         yield from _sampling(method, data, run.config, device)
-
-
-def _trainer(run: Run, data: Any, device: str) -> Trainer:
-    """One that has done no update yet."""
-    method, average = build(run, data, device), build(run, data, device)
-    return Trainer(method, average, data, run.method_card.stages, run.config, 0, run.directory, run.run_id, device)
 
 
 def _training(trainer: Trainer, device: str) -> Iterator[str]:

@@ -124,14 +124,9 @@ def drop(path: Path, run_id: str) -> None:
     """
     if not path.exists():
         return
-    try:
-        with _locked(path):
-            kept = [record for record in read(path) if record.run_id != run_id]
-            write_atomic(path, _HEADER + "".join(map(_line, kept)).encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
-        ) from error
+    with _replacing(path), _locked(path):
+        kept = [record for record in read(path) if record.run_id != run_id]
+        write_atomic(path, _HEADER + "".join(map(_line, kept)).encode())
 
 
 def read(path: Path, must_exist: bool = False) -> list[Record]:
@@ -198,8 +193,15 @@ def write_sorted(path: Path, frame: DataFrame) -> None:
     Raises UserError, with the file as it was, where it cannot be written.
     """
     records = sorted(records_of(frame), key=lambda record: (record.key, record.run_id))
-    try:
+    with _replacing(path):
         write_atomic(path, _HEADER + "".join(map(_line, records)).encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[None]:
+    """Turns a failure to write into a UserError that says that the file is as it was."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"

@@ -226,20 +226,24 @@ def _train(
     run: Run, data: Any, device: str, report: Report, stopped: Callable[[], bool], deadline: float | None
 ) -> tuple[Any, Progress | None]:
     """The method ready for evaluation, trained to the end of its budget. Raises Stopped before that end."""
-    method = build(run, data, device)
     if not run.method_card.stages:
-        return method, None
-    average = build(run, data, device)
-    trainer = Trainer(
-        method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.run_id, device
-    )
+        return build(run, data, device), None
+    trainer = trainer_of(run, data, device)
     if not trainer.progress.done:
         what = f"{registry.stem(run.job.method)} seed {run.job.seed}: training"
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
     if not trainer.progress.done:
         raise Stopped
-    return average.eval(), trainer.progress
+    return trainer.average.eval(), trainer.progress
+
+
+def trainer_of(run: Run, data: Any, device: str) -> Trainer:
+    """The run's trainer, at its checkpoint or at the start; the run's directory must exist."""
+    method, average = build(run, data, device), build(run, data, device)
+    return Trainer(
+        method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.run_id, device
+    )
 
 
 def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell, str]], list[Result]]:

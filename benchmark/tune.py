@@ -14,7 +14,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +112,13 @@ def tune(
             done = [_trial(run, " ".join(point), device, report)]
             with (runs / "tuning.lock").open("a") as lock:  # two searches may share the file
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                _write(search.lines, [*_others(search, run), *done])
+                _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])
         yield done[0]
 
 
-def _others(search: Search, run: runner.Run) -> list[dict[str, Any]]:
+def _others(lines: Sequence[Mapping[str, Any]], trial: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The lines of other trials; one of the same trial by older code goes."""
-    return [line for line in read_lines(search.lines) if not _same_trial(line, search, run)]
-
-
-def _same_trial(line: Mapping[str, Any], search: Search, run: runner.Run) -> bool:
-    config = asdict(run.config)
-    point = " ".join(f"{field}={config[field]}" for field in search.fields)
-    return (line["method"], line["preset"], line["overrides"]) == (
-        registry.stem(run.job.method),
-        run.job.preset,
-        point,
-    )
+    return [line for line in lines if any(line[name] != trial[name] for name in ("method", "preset", "overrides"))]
 
 
 def _trial(run: runner.Run, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmark import claims, cli, compare, config, doctor, records, registry, runner, tables
+from benchmark import api, claims, cli, compare, config, doctor, records, registry, runner, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -418,6 +418,44 @@ def test_a_newer_metric_is_scored_again_and_nothing_is_trained_again(
     assert again.code == 0 and "training" not in again.err
     added = records.read(runs / "results.csv")[len(before) :]
     assert {row.metric for row in added} == {"swd"} and {row.run_id for row in added} == {before[0].run_id}
+
+
+@pytest.mark.parametrize(
+    ("file", "trains", "scores"),
+    [
+        ("benchmark/train.py", True, True),
+        ("benchmark/runtime.py", True, True),
+        ("benchmark/evaluate.py", False, True),
+        ("benchmark/criteria.py", False, True),
+        ("benchmark/show.py", False, False),
+    ],
+)
+def test_a_run_and_its_rows_name_the_core_code_behind_them(
+    file: str, trains: bool, scores: bool, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = api.Cell("gaussian_mixture", ("x1",), ("x2",))
+    job = tables.job_of("muni", "gaussian_mixture", "smoke", 0, [(cell, "shared_mse")])
+    before = runner.prepare(job, finished, SMALL[3::2])
+    assert runner.missing(before) == []
+    real, changed = registry.sources, ROOT / file
+    monkeypatch.setattr(registry, "sources", lambda path, **card: real(path, **card) + "x" * (path == changed))
+    after = runner.prepare(job, finished, SMALL[3::2])
+    assert (after.run_id != before.run_id, runner.missing(after) != []) == (trains, scores)
+
+
+def test_a_datasets_card_is_no_code_and_its_class_is(tmp_path: Path) -> None:
+    path = registry.locate("dataset", "gaussian_mixture")
+    found = []
+    for number, (old, new) in enumerate(
+        [("", ""), ('label="', 'label="another '), ("COMPONENTS = 64", "COMPONENTS = 32")]
+    ):
+        copy = tmp_path / str(number) / path.name
+        copy.parent.mkdir()
+        assert old in path.read_text()
+        copy.write_text(path.read_text().replace(old, new, 1))
+        found.append((registry.sources(copy, with_card=False), registry.sources(copy)))
+    assert found[0][0] == found[1][0] != found[2][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_stopped_search_says_how_to_go_on(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

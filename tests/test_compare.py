@@ -342,6 +342,8 @@ def test_what_must_not_become_a_reference_is_refused_and_nothing_written(tmp_pat
         ([], "r", "no fresh rows"),
         ([*rows[:3], error, *rows[4:]], "r", "1 error rows.*muni.*seed 3.*out of memory"),
         ([replace(ROW, preset="smoke")], "r", "preset smoke"),
+        ([*rows[:4], replace(rows[4], commit=f"{rows[4].commit}+")], "r", "1 rows do not name their code"),
+        ([*rows[:4], replace(rows[4], commit="")], "r", "1 rows do not name their code.*unknown"),
         (rows[:3], "r", "fewer seeds.*3 instead of 5"),
     ):
         with pytest.raises(UserError, match=words) as caught:

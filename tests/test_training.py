@@ -19,10 +19,8 @@ def losses(method: str, folder: Path, *settings: str) -> dict[str, float]:
     """The parts of the loss, averaged over six updates."""
     run = runner.prepare(job_of(method, "gaussian_mixture", "smoke", 0, []), folder, [*SIZES, "updates=6", *settings])
     data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
-    model, average = runner.build(run, data, "cpu"), runner.build(run, data, "cpu")
     run.directory.mkdir(parents=True)
-    stages = run.method_card.stages
-    return Trainer(model, average, data, stages, run.config, 0, run.directory, run.run_id, "cpu").advance(6)
+    return runner.trainer_of(run, data, "cpu").advance(6)
 
 
 @pytest.mark.parametrize("method", ["muni", "muni_hellinger", "mmvaeplus"])
