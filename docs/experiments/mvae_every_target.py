@@ -1,0 +1,25 @@
+"""MVAE, except that every modality is decoded from each subset: what the row would be if the paper's MVAE did so.
+
+bench tune long --method docs/experiments/mvae_every_target.py --preset cpu
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from baselines.mvae import CARD as MVAE_CARD
+from baselines.mvae import MVAE
+from benchmark.runtime import Draws
+from models.routes import Route
+
+CARD = replace(MVAE_CARD, version=1, label="MVAE, every target")
+
+
+class MVAEEveryTarget(MVAE):
+    """MVAE's subsets, with targets that are not in the subset."""
+
+    def routes(self, observed: Tensor, draws: Draws) -> Route:
+        return replace(super().routes(observed, draws), targets=observed)
+
+
+METHOD = MVAEEveryTarget
