@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
@@ -32,17 +30,13 @@ class Chance:
         self._world: Any = None
 
     def bind(self, data: Any) -> None:
-        """Raises Inapplicable for a dataset whose world is not known."""
-        if not hasattr(data, "sample_factor"):
+        """Raises Inapplicable for a dataset that cannot draw its modalities apart."""
+        if not hasattr(data, "independent"):
             raise Inapplicable("the dataset's world is not known, so its rows cannot be drawn afresh")
         self._world = data
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
-        # The k-th draw of one factor differs from its first, so modalities that share a factor do not agree on it.
-        return {
-            name: torch.cat([self._world.sample_factor(factor, draws) for factor in self._world.layout[name]], 1)
-            for name in want
-        }
+        return self._world.independent(want, draws)
 
 
 METHOD = Chance

@@ -1,7 +1,7 @@
 """Held-out data as if generated: the ceiling of every metric. A perfect sampler of a known world.
 
-Unconditional rows are fresh rows of the world. Conditional rows keep the factors that the given modalities hold and
-draw the others afresh, which is the exact conditional law, since the factors are independent.
+A perfect sampler where the dataset knows its world: fresh rows of it from nothing, and else of the exact law given the
+observed modalities.
 
     bench run --method real --dataset gaussian_mixture --preset cpu
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
@@ -32,18 +30,13 @@ class Real:
         self._world: Any = None
 
     def bind(self, data: Any) -> None:
-        """Raises Inapplicable for a dataset whose world is not known."""
-        if not hasattr(data, "sample_factor"):
+        """Raises Inapplicable for a dataset that cannot sample its own conditional laws."""
+        if not hasattr(data, "conditional"):
             raise Inapplicable("the dataset's world is not known, so nothing samples it perfectly")
         self._world = data
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
-        layout = self._world.layout
-        factors = {factor: x[:, at] for name, x in given.items() for factor, at in layout[name].items()}
-        for factor in dict.fromkeys(factor for name in want for factor in layout[name]):
-            if factor not in factors:
-                factors[factor] = self._world.sample_factor(factor, draws)
-        return {name: torch.cat([factors[factor] for factor in layout[name]], 1) for name in want}
+        return self._world.conditional(given, want, draws)
 
 
 METHOD = Real

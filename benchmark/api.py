@@ -27,13 +27,17 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`."""
+    """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`.
+
+    An image is `(channels, height, width)` in [0, 1]; a label is an int64 index of shape `()` below `classes`.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: Literal["vector", "image", "label", "text", "audio"] = "vector"
     center: float = 0.0
     scale: float = 1.0
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,12 @@ class Method(Protocol):
 
 
 class Dataset(Protocol):
-    """Rows are a pure function of (variant, split, index); `--seed` never moves them."""
+    """Rows are a pure function of (variant, split, index); `--seed` never moves them.
+
+    One whose world is known answers for the rows `real` and `chance` too: `conditional(given, want, draws)`, fresh
+    rows of the exact law of `want` given the observed modalities (Inapplicable where it cannot), and
+    `independent(want, draws)`, fresh rows of each modality apart.
+    """
 
     modalities: tuple[Modality, ...]
 

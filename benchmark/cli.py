@@ -586,7 +586,8 @@ def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.Data
 
     frame = _local(runs)
     frame = frame[frame["preset"] == preset]
-    jobs = frame[["method", "dataset", "seed"]].drop_duplicates().itertuples(index=False)
+    jobs = frame[["method", "dataset", "seed"]]
+    jobs = jobs.assign(dataset=jobs["dataset"].str.partition(":")[0]).drop_duplicates().itertuples(index=False)
     known = [job for job in jobs if job.method in registry.index("method") and job.dataset in registry.index("dataset")]
     ids = {
         runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs, overrides).run_id

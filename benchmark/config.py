@@ -32,6 +32,9 @@ BUDGET_FIELDS = frozenset(
         "encoder_depth",
         "decoder_width",
         "decoder_depth",
+        "label_width",
+        "patch",
+        "variant",
         "prior_width",
         "prior_depth",
         "prior_steps",
@@ -44,7 +47,16 @@ BUDGET_FIELDS = frozenset(
 )
 
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
-EVALUATION_FIELDS = ("evaluation_rows", "unconditional_rows", "prior_steps", "decoder_steps", "probe_rows", "precision")
+EVALUATION_FIELDS = (
+    "evaluation_rows",
+    "unconditional_rows",
+    "prior_steps",
+    "decoder_steps",
+    "probe_rows",
+    "precision",
+    "variant",
+    "guidance",
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,11 @@ class Config:
     precision: str  # "float32" or "bfloat16" (autocast)
     compile: bool  # torch.compile of the networks
     threads: int = 0  # of the processor; 0: as many as torch chooses
+    variant: str = ""  # of the dataset, one of those that its card's notes name; presets differ in its canvas alone
+    label_width: int = 0  # hidden width of the networks of labels
+    patch: int = 1  # the image networks work on patches of this many pixels squared
+    guidance: float = 1.0  # of decoders by the latent, w in v(nothing) + w (v(z) - v(nothing)); 1: none
+    condition_dropout: float = 0.0  # share of rows whose decoders are not told the latent, as guidance needs
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -86,8 +103,13 @@ class Config:
             raise UserError(f"precision = {self.precision!r}: choose float32 or bfloat16")
 
     def protocol(self) -> str:
-        """Hash of what an evaluation depends on; numbers of different protocols never share a column."""
-        return digest({name: getattr(self, name) for name in EVALUATION_FIELDS})
+        """Hash of what an evaluation depends on; numbers of different protocols never share a column.
+
+        A field at its default is left out, so that a new one does not change the hash of older rows.
+        """
+        default = {each.name: each.default for each in fields(self)}
+        values = {name: getattr(self, name) for name in EVALUATION_FIELDS}
+        return digest({name: value for name, value in values.items() if value != default[name]})
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ MEASURED = ("train_seconds", "sample_seconds", "peak_memory_mb", "parameters")
 class Record:
     """One number and where it comes from.
 
+    `dataset`: its name, and its variant behind a colon where it has any.
     `given`, `want`: modality names joined by "+"; `given` is empty for unconditional samples.
     `status`: "ok", "n/a: why" or "error: why"; `value` is None unless it is "ok", and finite then.
     `stderr`: standard error over the `n` rows, None where no formula is honest.

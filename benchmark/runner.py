@@ -312,9 +312,10 @@ def _sources(run: Run, metric: str) -> str:
 
 
 def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
+    variant = f":{run.config.variant}" if run.config.variant else ""
     return (
         run.job.preset,
-        registry.stem(run.job.dataset),
+        registry.stem(run.job.dataset) + variant,
         "+".join(cell.given),
         "+".join(cell.want),
         registry.stem(run.job.method),

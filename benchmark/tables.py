@@ -269,7 +269,7 @@ def column_rows(
     sought = {(cell.dataset, "+".join(cell.given), "+".join(cell.want)) for cell in wanted}
     chosen = frame[(frame["preset"] == preset) & (frame["metric"] == metric) & frame["method"].isin(methods)]
     chosen = chosen.assign(given=chosen["given"].fillna("").astype(str))
-    rows = [row for row in chosen.to_dict("records") if (row["dataset"], row["given"], row["want"]) in sought]
+    rows = [row for row in chosen.to_dict("records") if (_name(row), row["given"], row["want"]) in sought]
     guard(rows)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["status"].startswith("error")):  # stable: answers come first
@@ -293,6 +293,11 @@ def guard(rows: Sequence[Mapping[str, Any]], alike: Sequence[str] = ONE_PER_COLU
                     f"{row['metric']}: {name} {first[name]} ({_named(first)}) and {row[name]} "
                     f"({_named(row)}) cannot share a column: run one of them again, or remove its rows"
                 )
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The dataset's name without its variant; `guard` sees to it that variants do not meet."""
+    return str(row["dataset"]).partition(":")[0]
 
 
 def _named(row: Mapping[str, Any]) -> str:

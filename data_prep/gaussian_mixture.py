@@ -8,6 +8,8 @@ this dataset's version, so `--seed` never moves it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -179,6 +181,22 @@ class GaussianMixture:
         """Fresh values of one factor, (rows, size), independent of every split."""
         component = draws.integers(f"{factor} component", COMPONENTS)
         return self.means[factor].to(component.device)[component] + draws.normal(f"{factor} noise", FACTORS[factor])
+
+    def conditional(self, given: Batch, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of the exact law of `want` given the observed modalities: the factors that they hold are kept,
+        and the others, which are independent of them, drawn afresh."""
+        factors = {factor: x[:, at] for name, x in given.items() for factor, at in self.layout[name].items()}
+        for factor in dict.fromkeys(factor for name in want for factor in self.layout[name]):
+            if factor not in factors:
+                factors[factor] = self.sample_factor(factor, draws)
+        return {name: torch.cat([factors[factor] for factor in self.layout[name]], 1) for name in want}
+
+    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of each modality alone. The k-th draw of one factor differs from its first, so modalities that
+        share a factor do not agree on it."""
+        return {
+            name: torch.cat([self.sample_factor(factor, draws) for factor in self.layout[name]], 1) for name in want
+        }
 
     def shared(self, first: str, second: str) -> tuple[Tensor, Tensor]:
         """The coordinates of each of two modalities that hold the factors they share, aligned, (32,) each."""
