@@ -121,7 +121,8 @@ def info(
         return
     print(f"\nconfiguration on {registry.stem(name if kind == 'dataset' else dataset)} at preset {chosen}")
     for field, value in vars(resolved.config).items():
-        print(f"  {field:20} {value!s:>10}   {resolved.source[field]}")
+        shown = "none" if value == "" else str(value)
+        print(f"  {field:20} {shown:>10}   {resolved.source[field]}")
 
 
 def _print_field(field: str, value: Any) -> None:

@@ -33,7 +33,7 @@ Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 _THREADS = torch.get_num_threads()
 # The core's files that a trained weight depends on, and those that a score depends on besides.
-_TRAINS, _SCORES = ("train.py", "runtime.py"), ("evaluate.py", "criteria.py")
+_TRAINS, _SCORES = ("train.py", "optimizer.py", "runtime.py"), ("evaluate.py", "criteria.py")
 
 
 class Stopped(Exception):

@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmark.api import Dataset, UserError
 from benchmark.config import Config
 from benchmark.files import write_atomic
+from benchmark.optimizer import Optimizer
 from benchmark.runtime import Draws
 
 LOG_EVERY = 50  # updates between log lines; checkpoints and stops fall on these, so that logs resume exactly too
@@ -72,12 +72,7 @@ class Trainer:
         self.data, self.config, self.seed, self.device = data, config, seed, device
         self.directory, self.run_id = directory, run_id
         self.schedule = _schedule(stages, config.updates)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self._average_step = get_ema_multi_avg_fn(1 - 1 / config.ema_updates)
-        self._weights = list(model.parameters())
-        self._average_weights = list(average.parameters())
+        self.optimizer = Optimizer(model, average, config)
         self.updates, self.seconds, self.loss = 0, 0.0, math.nan
         average.load_state_dict(model.state_dict())
         if (directory / CHECKPOINT).exists():
@@ -139,14 +134,8 @@ class Trainer:
         with autocast(self.config, self.device):
             loss, parts = self.model.loss(batch, self._stage(), draws)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip_norm, foreach=True)
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * warm
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self._average_step(self._average_weights, self._weights, None)
+        self.optimizer.step(self.config.learning_rate * warm)
         self.updates += 1
         return loss.detach(), dict(parts)
 
@@ -158,13 +147,11 @@ class Trainer:
 
         Raises Diverged rather than save a broken state.
         """
-        if not all(bool(torch.isfinite(weight).all()) for weight in self._weights):
+        if not self.optimizer.finite():
             raise Diverged(f"a weight is not finite after update {self.updates}")
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        for parameter, state in self.optimizer.state.items():
-            tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = {
             "tensors": _digest(tensors),
@@ -188,11 +175,7 @@ class Trainer:
         self.updates, self.seconds, self.loss = int(facts["updates"]), float(facts["seconds"]), float(facts["loss"])
         self.model.load_state_dict(_below("model.", tensors))
         self.average.load_state_dict(_below("average.", tensors))
-        optimizer = _below("optimizer.", tensors)
-        for name, parameter in self.model.named_parameters():
-            state = {k.rpartition(".")[2]: v for k, v in optimizer.items() if k.rpartition(".")[0] == name}
-            if state:
-                self.optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+        self.optimizer.load(_below("optimizer.", tensors))
 
 
 def write_file(path: Path, content: bytes) -> None:
