@@ -78,7 +78,7 @@ class Trainer:
         if (directory / CHECKPOINT).exists():
             self._load()
         if config.compile:
-            for network in model.children():
+            for network in _networks(model):
                 network.compile()
 
     def run(
@@ -236,6 +236,15 @@ def read_log(directory: Path) -> Iterator[dict[str, float]]:
     path = directory / LOG
     if path.exists():
         yield from map(json.loads, path.read_text().splitlines())
+
+
+def _networks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules that are called as a function; a method itself has a loss and a sampler instead."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _networks(child)
+        else:
+            yield child
 
 
 def _schedule(stages: Stages, updates: int) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""The model every routed method shares: experts, decoders, one flow prior, their loss and their sampler.
+"""The model every routed method shares: families of modalities, one flow prior, their loss and their sampler.
 
 A method adds five things: how experts are aggregated, which subset infers the latent, which targets
 are decoded from it (and whether a target's own expert is detached), which latents train the prior, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,35 +19,34 @@ from benchmark.api import Batch, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.experts import product
+from models.families import families
 from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
-from models.networks import ALL, Encoder, VelocityNetwork
+from models.networks import ALL, VelocityNetwork
 from models.routes import Route
 
 Aggregate = Callable[..., tuple[Tensor, Tensor]]  # see models.experts
 
 
-class LatentModel(nn.Module):
-    """Vector modalities of one shape with a shared latent; subclasses state the routes.
+Observed = tuple[Tensor | None, ...]  # per family (its modalities, rows, *shape); None where it has none observed
 
-    Raises ValueError for modalities of several shapes.
-    """
+
+class LatentModel(nn.Module):
+    """Modalities of any kind (models/families.py) with a shared latent; subclasses state the routes."""
 
     aggregate: Aggregate = staticmethod(product)
     detach_own = False  # whether a target's own expert is detached before aggregation (Eq. 11)
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         super().__init__()
-        if len({modality.shape for modality in modalities}) != 1:
-            raise ValueError(f"modalities of one shape are needed, not {[m.shape for m in modalities]}")
         self.modalities, self.config = tuple(modalities), config
         self.names = [modality.name for modality in modalities]
-        self.size, self.latent_size = math.prod(modalities[0].shape), config.latent_size
-        self.encoder = Encoder(
-            len(modalities), self.size, config.encoder_width, config.encoder_depth, self.encoder_outputs()
+        self.latent_size = config.latent_size
+        self.families = nn.ModuleList(
+            family(members, config, self.encoder_outputs(), self.decoder_conditions())
+            for family, members in families(modalities)
         )
-        self.decoder = VelocityNetwork(
-            len(modalities), self.size, self.decoder_conditions(), config.decoder_width, config.decoder_depth
-        )
+        ends = accumulate((len(family.names) for family in self.families), initial=0)
+        self.parts = [slice(start, end) for start, end in pairwise(ends)]  # each family's modalities
         self.prior = VelocityNetwork(
             1, config.latent_size, self.prior_conditions(), config.prior_width, config.prior_depth
         )
@@ -97,14 +97,15 @@ class LatentModel(nn.Module):
         pooled, log_pooled = self.aggregate(mean, log_variance, given, self.detach_own)
         return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise).expand(len(self.names), -1, -1)
 
-    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
-        """Flow-matching loss of each decoder given its latent z (modalities, rows, conditions), averaged over
-        modalities and rows; modalities that are no target of a row count as zero."""
-        t = logit_normal(draws.normal("reconstruction time", len(self.names))).T
-        noise = draws.normal("reconstruction noise", len(self.names), self.size).transpose(0, 1)
-        condition = self.decoder.condition(z)
-        loss = matching_loss(lambda x_t, t: self.decoder(x_t, t, condition), x, noise, t)
-        return (loss * targets.T).mean()
+    def reconstruction(self, x: Observed, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        """Loss of each decoder given its latent z (modalities, rows, conditions), averaged over modalities and rows;
+        modalities that are no target of a row count as zero."""
+        losses = [
+            family.reconstruction(seen, z[part], targets.T[part], draws)
+            for family, seen, part in zip(self.families, x, self.parts, strict=True)
+            if seen is not None
+        ]
+        return sum(loss.sum() for loss in losses) / targets.numel()
 
     def prior_terms(
         self, mean: Tensor, log_variance: Tensor, subset: Tensor, noise: Tensor, draws: Draws
@@ -150,15 +151,15 @@ class LatentModel(nn.Module):
 
         conditional: whether z was inferred from other modalities, or else drawn from the prior.
         """
-        stacks = [ALL] if list(want) == self.names else [slice(k, k + 1) for k in map(self.names.index, want)]
         generated: Batch = {}
-        for which in stacks:
-            names = self.names[which]
-            noise = torch.stack([draws.normal(f"decode {name}", self.size) for name in names])
-            condition = self.decoder.condition(self.decoder_input(z, names, draws, conditional), which)
-            x = euler(partial(self.decoder, condition=condition, which=which), noise, self.config.decoder_steps)
-            for name, modality, rows in zip(names, self.modalities[which], x, strict=True):
-                generated[name] = rows.reshape(-1, *modality.shape) * modality.scale + modality.center
+        for family in self.families:
+            wanted = [name for name in family.names if name in want]
+            stacks = [ALL] if wanted == family.names else [slice(k, k + 1) for k in map(family.names.index, wanted)]
+            for which in stacks:
+                names = family.names[which]
+                told = self.decoder_input(z, names, draws, conditional)
+                noise = partial(_noise, names, draws)
+                generated |= zip(names, family.generate(told, which, noise), strict=True)
         return {name: generated[name] for name in want}
 
     def decoder_input(self, z: Tensor, names: Sequence[str], draws: Draws, conditional: bool) -> Tensor:
@@ -167,21 +168,32 @@ class LatentModel(nn.Module):
 
     # Shared plumbing.
 
-    def observe(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Standardised modalities (modalities, rows, size), zero where unobserved, and which are observed (rows, M)."""
+    def observe(self, batch: Batch) -> tuple[Observed, Tensor]:
+        """What each family sees of a batch, and which modalities are observed (rows, M)."""
         present = next(iter(batch.values()))
-        blank = present.new_zeros(len(present), self.size)
-        x = torch.stack(
-            [(batch[m.name].flatten(1) - m.center) / m.scale if m.name in batch else blank for m in self.modalities]
-        )
-        observed = _flags(tuple(name in batch for name in self.names), x.device)
-        return x, observed.expand(len(present), -1)
+        observed = _flags(tuple(name in batch for name in self.names), present.device)
+        return tuple(family.observe(batch) for family in self.families), observed.expand(len(present), -1)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of every expert, each (rows, modalities, latent)."""
-        mean, log_variance = self.encoder(x)
-        exact = torch.promote_types(mean.dtype, torch.float32)  # experts are pooled in no less than float32
-        return mean.to(exact).transpose(0, 1), log_variance.to(exact).transpose(0, 1)
+    def encode(self, x: Observed) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of every expert, each (rows, modalities, latent); zeros of families not observed."""
+        found = [None if seen is None else family.encode(seen) for family, seen in zip(self.families, x, strict=True)]
+        like = next(pair[0] for pair in found if pair is not None)
+        exact = torch.promote_types(like.dtype, torch.float32)  # experts are pooled in no less than float32
+        blanks = [like.new_zeros(len(family.names), *like.shape[1:]) for family in self.families]
+        pairs = [(blank, blank) if pair is None else pair for pair, blank in zip(found, blanks, strict=True)]
+        means, log_variances = zip(*pairs, strict=True)
+        return _joined(means, exact), _joined(log_variances, exact)
+
+
+def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """(modalities of a family, rows, size) each -> (rows, modalities, size)."""
+    whole = parts[0] if len(parts) == 1 else torch.cat([part.to(dtype) for part in parts])
+    return whole.to(dtype).transpose(0, 1)
+
+
+def _noise(names: Sequence[str], draws: Draws, *shape: int) -> Tensor:
+    """Decoder noise of each named modality, (names, rows, *shape)."""
+    return torch.stack([draws.normal(f"decode {name}", *shape) for name in names])
 
 
 @cache

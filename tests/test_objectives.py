@@ -84,7 +84,7 @@ def written_out(
     prior_times = 1 / (1 + torch.exp(-draws.normal("prior time").double()))
     prior_noise = draws.normal("prior noise", config.latent_size).double()
     x = [(batch[name] - 0.5) / 2.0 for name in "123"]
-    mean, log_variance = model.encoder(torch.stack(x))
+    mean, log_variance = model.families[0].encoder(torch.stack(x))
     frozen = {name: weight.detach() for name, weight in model.prior.named_parameters()}
 
     def posterior(r: int, subset: tuple[int, ...], without_gradient: int | None = None) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ def written_out(
                 t, noise = times[r, j], decoder_noise[r, j]
                 x_t = (1 - t) * x[j][r] + t * noise
                 one = slice(j, j + 1)
-                condition = model.decoder.condition(z[None, None], one)
-                velocity = model.decoder(x_t[None, None], t[None, None], condition, one)
+                condition = model.families[0].decoder.condition(z[None, None], one)
+                velocity = model.families[0].decoder(x_t[None, None], t[None, None], condition, one)
                 loss = ((velocity[0, 0] - (noise - x[j][r])) ** 2).mean() / (3 * len(EVERY) * rows)
                 value, surrogate = value + loss, surrogate + loss
         for subset in prior_subsets:

@@ -294,7 +294,8 @@ def reached(model: LatentModel, observed: str, route: Route, stage: str, **overr
 def parts(model: LatentModel) -> Iterator[tuple[str, list[Tensor]]]:
     """Name and gradients of every part of a model; `expert i` is the head of its shared outputs, `body i` the rest."""
     latent = model.config.latent_size
-    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found = ((name.removeprefix("families.0."), p.grad) for name, p in model.named_parameters())
+    named = {name: gradient for name, gradient in found if gradient is not None}
     assert all(torch.isfinite(gradient).all() for gradient in named.values())
     heads = [
         gradient.unflatten(-1, (2, -1))

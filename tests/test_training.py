@@ -35,7 +35,7 @@ def test_experts_are_pooled_in_float32(tmp_path: Path) -> None:
     model = runner.build(run, data, "cpu")
     x, _ = model.observe(data.rows("train", torch.arange(8)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.encoder(x)[0].dtype == torch.bfloat16
+        assert model.families[0].encoder(x[0])[0].dtype == torch.bfloat16
         assert {part.dtype for part in model.encode(x)} == {torch.float32}
 
 

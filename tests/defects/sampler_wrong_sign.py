@@ -25,7 +25,7 @@ class SamplerWrongSign(MUNI):
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         super().__init__(modalities, config)
-        for network in (self.decoder, self.prior):
+        for network in (self.families[0].decoder, self.prior):
             network.register_forward_hook(backwards)
 
 
