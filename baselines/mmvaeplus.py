@@ -12,7 +12,7 @@ from benchmark.api import Batch, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.experts import product
-from models.latent import LatentModel
+from models.latent import LatentModel, Observed
 from models.routes import Route, draw_subsets, singles
 
 CARD = MethodCard(
@@ -82,7 +82,7 @@ class MMVAEPlus(LatentModel):
             "private divergence": divergence.detach(),
         }
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Observed) -> tuple[Tensor, Tensor]:
         """The shared experts alone: what inference uses."""
         mean, log_variance = super().encode(x)
         return self.split(mean)[0], self.split(log_variance)[0]

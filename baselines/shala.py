@@ -15,7 +15,7 @@ from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.flow import euler, logit_normal, matching_loss
-from models.latent import LatentModel
+from models.latent import LatentModel, Observed
 from models.networks import ResidualBlocks, StackedLinear
 from models.routes import Route, draw_subsets, full_set
 
@@ -81,7 +81,7 @@ class ShaLa(LatentModel):
         )
         return flow.mean(), {"prior": flow.mean().detach()}
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Observed) -> Tensor:
         """(rows, modalities, features)"""
         return torch.cat(self.encode(x), -1)
 

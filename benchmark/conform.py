@@ -19,7 +19,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -338,11 +337,10 @@ class _MethodSuite:
 
     def check_answers(self) -> None:
         rows = 7  # no number that a shape could hide behind
-        shapes = {modality.name: modality.shape for modality in self.data.modalities}
         for cell in (cell for cells in self.cells.values() for cell in cells):
             generated = self.sample(self.method, cell, rows)
             _need(isinstance(generated, dict), f"sample() returned a {type(generated).__name__}, not a dict of tensors")
-            check_rows(generated, cell, shapes, rows)
+            check_rows(generated, cell, self.data.modalities, rows)
             for modality in self.data.modalities:
                 if modality.name in cell.want:
                     self.in_raw_units(cell, modality, generated[modality.name].double())
@@ -628,7 +626,8 @@ class _DatasetSuite:
         seen: dict[bytes, str] = {}
         for split in self.SPLITS:
             rows = self.rows(split)
-            together = torch.cat([rows[name].flatten(1).double() for name in self.card.modalities], 1).cpu().numpy()
+            parts = [rows[name].reshape(len(rows[name]), -1).double() for name in self.card.modalities]
+            together = torch.cat(parts, 1).cpu().numpy()
             for position, row in enumerate(together):
                 other = seen.setdefault(row.tobytes(), split)
                 _need(other == split, f"row {position} of {split!r} is also a row of {other!r}")
@@ -719,26 +718,33 @@ class _MetricSuite:
             self.metric: Any = registry.load("metric", self.name)
         self.repeats = getattr(self.metric, "draws_per_row", 1)
         refused, self.rows = [], []
-        for cell in self.candidates(data_card):
-            try:
-                self.make(cell)
-            except Inapplicable as reason:
-                refused.append(f"{cell}: {reason}")
-                continue
-            self.rows.append(self.factor_rows(cell) if "criteria" in self.card.tasks else self.sanity_rows(cell))
+        for candidates in self.candidates(data_card):
+            found, reason = None, ""
+            for cell in candidates:
+                try:
+                    self.make(cell)
+                    found = self.factor_rows(cell) if "criteria" in self.card.tasks else self.sanity_rows(cell)
+                    break
+                except Inapplicable as why:
+                    reason = reason or f"{cell}: {why}"
+            if found is None:
+                refused.append(reason)
+            else:
+                self.rows.append(found)
         if refused and ("criteria" not in self.card.tasks or not self.rows):
             hint = "leave the task out of the card" if self.rows else "try it on another dataset"
             raise Fault(f"{'; '.join(refused)}: {hint}")
         return f"{len(self.rows)} cells"
 
-    def candidates(self, data_card: DatasetCard) -> Iterator[Cell]:
-        """The first cell of every task; for the criteria, one factor that is seen and all modalities from nothing."""
+    def candidates(self, data_card: DatasetCard) -> Iterator[list[Cell]]:
+        """The cells of every task, of which the first that has the number is taken; for the criteria, one factor that
+        is seen, and all modalities from nothing."""
         if "criteria" in self.card.tasks:
             known = {cell.want: cell for cell, _ in cells_of_dataset(self.dataset)}  # the last: given every modality
-            yield from (next(iter(known.values())), list(known.values())[-1])
+            yield from ([next(iter(known.values()))], [list(known.values())[-1]])
         for task in self.card.tasks:
             if task != "criteria":
-                yield from islice(cells_of(registry.stem(self.dataset), data_card.modalities, task), 1)
+                yield list(cells_of(registry.stem(self.dataset), data_card.modalities, task, every_subset=True))
 
     def sanity_rows(self, cell: Cell) -> _Rows:
         real = self.data.rows("test", torch.arange(METRIC_ROWS))
@@ -813,10 +819,11 @@ class _MetricSuite:
 
     def check_nan(self) -> None:
         for rows in self.rows:
-            for bad in (math.nan, math.inf):
+            for bad in (math.nan, math.inf) if any(x.is_floating_point() for x in rows.perfect.values()) else ():
                 broken = rows.mixed()
                 for x in broken.values():
-                    x[0] = bad
+                    if x.is_floating_point():
+                        x[0] = bad
                 try:
                     score = self.score(rows.cell, rows.real, broken)
                 except (UserError, ValueError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmark import registry
-from benchmark.api import Batch, Cell, Dataset, Inapplicable, Score
+from benchmark.api import Batch, Cell, Dataset, Inapplicable, Modality, Score
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from benchmark.train import autocast
@@ -59,7 +59,6 @@ def evaluate_cell(
     if not metrics:
         return
     rows, spent = data.rows_of(cell), 0.0
-    shapes = {modality.name: modality.shape for modality in data.modalities}
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
     for start in range(0, rows, batch_rows):
         count = min(batch_rows, rows - start)
@@ -75,7 +74,7 @@ def evaluate_cell(
             except Inapplicable as reason:
                 yield from (Result(cell, name, None, str(reason), None) for name in metrics)
                 return
-            check_rows(samples[-1], cell, shapes, count)
+            check_rows(samples[-1], cell, data.modalities, count)
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         spent += time.perf_counter() - before
@@ -89,16 +88,19 @@ def evaluate_cell(
             yield Result(cell, name, None, str(reason), per_thousand)
 
 
-def check_rows(generated: Batch, cell: Cell, shapes: Mapping[str, tuple[int, ...]], rows: int) -> None:
+def check_rows(generated: Batch, cell: Cell, modalities: Sequence[Modality], rows: int) -> None:
     """Raises ValueError, naming the fault, unless `generated` holds `rows` rows of every wanted modality."""
-    for name in cell.want:
+    for modality in (each for each in modalities if each.name in cell.want):
+        name, shape = modality.name, (rows, *modality.shape)
         if name not in generated:
             raise ValueError(f"sample() returned no {name!r} for {cell}")
-        shape = (rows, *shapes[name])
-        if tuple(generated[name].shape) != shape:
-            raise ValueError(f"sample() returned {name!r} of shape {tuple(generated[name].shape)}, not {shape}")
-        if not torch.isfinite(generated[name]).all():
+        x = generated[name]
+        if tuple(x.shape) != shape:
+            raise ValueError(f"sample() returned {name!r} of shape {tuple(x.shape)}, not {shape}")
+        if not torch.isfinite(x).all():
             raise ValueError(f"sample() returned {name!r} that is not finite for {cell}")
+        if modality.classes and (x.is_floating_point() or bool(((x < 0) | (x >= modality.classes)).any())):
+            raise ValueError(f"sample() returned {name!r} that is no label from 0 to {modality.classes - 1} for {cell}")
 
 
 def _stack(samples: list[Batch]) -> Batch:

@@ -40,7 +40,8 @@ class Optimizer:
         if self._adam is not None:
             runs = self._adam.param_groups[0]["params"]
             for run, (first, last) in zip(runs, self._runs, strict=True):
-                torch.cat([_flat(each.grad) for each in self._parameters[first:last]], out=run.grad)
+                gradients = (each.grad for each in self._parameters[first:last])
+                torch.cat([_flat(each) for each in gradients if each is not None], out=run.grad)
             torch.nn.utils.clip_grad_norm_(runs, self._config.clip_norm)
             self._adam.param_groups[0]["lr"] = learning_rate
             self._adam.step()

@@ -1,4 +1,5 @@
-"""Speed as a ratio to a floor measured in the same run: the matrix products alone, same shapes, dtype and threads.
+"""Speed as a ratio to a floor measured in the same run: the matrix products and convolutions alone, same shapes,
+layouts, dtypes and threads.
 
 Absolute times of a busy machine mean little, so step and floor alternate, and the ratio of their medians
 is printed.
@@ -9,11 +10,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from benchmark import registry
 from benchmark.api import Cell
@@ -24,7 +29,7 @@ from benchmark.train import LOG_EVERY, Trainer, autocast
 
 ROUNDS, STEPS = 9, 8  # medians over rounds of this many steps each
 
-Product = tuple[tuple[int, ...], tuple[int, ...], bool]  # shapes of both factors; whether a gradient flows to the first
+Product = tuple[Any, tuple[Any, ...]]  # an operation of aten, and its arguments with tensors described
 
 
 def profile_method(
@@ -53,20 +58,22 @@ def profile_method(
 
 
 def _training(trainer: Trainer, device: str) -> Iterator[str]:
-    with _record_products(trainer.model) as products:
-        trainer.update()
-    floor = _floor(products, trainer.config, device, backward=True)
-    step, alone = _alternate(lambda: trainer.update(), floor, device)
-    yield f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}"
     rows = trainer.config.batch_rows
     draws = Draws("profile", rows=rows, block=rows, device=device)
     batch = trainer.data.rows("train", draws.integers("rows", trainer.data.count("train")))
     stage = trainer.schedule[0][0]
 
-    def forward() -> Any:
+    def forward(model: Any = trainer.model) -> Any:
         with autocast(trainer.config, device):
-            return trainer.model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
+            return model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
 
+    with Products() as products:  # on the average, whose networks are never compiled
+        trainer.average.requires_grad_(True)
+        forward(trainer.average).backward()
+        trainer.average.requires_grad_(False)
+    floor = _floor(products.calls, recycle=False)
+    step, alone = _alternate(lambda: trainer.update(), floor, device)
+    yield f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}"
     both, once = _alternate(lambda: forward().backward(), forward, device)
     yield (
         f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
@@ -102,9 +109,9 @@ def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]
         with torch.no_grad(), autocast(config, device):
             method.sample({}, cell.want, rows, Draws("profile", rows=rows, device=device))
 
-    with _record_products(method) as products:
+    with Products() as products:
         sample()
-    floor = _floor(products, config, device, backward=False)
+    floor = _floor(products.calls, recycle=True)
     spent, alone = _alternate(sample, floor, device, steps=1)
     yield (
         f"sampling       {1e3 * spent:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {spent / alone:.2f}   "
@@ -112,43 +119,67 @@ def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]
     )
 
 
-class _record_products:
-    """Collects the shapes of every stacked product that a model's linear layers do."""
+class Products(TorchDispatchMode):
+    """Records every matrix product and convolution that runs, of the backward pass too."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.products: list[Product] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Product] = []
 
-    def __enter__(self) -> list[Product]:
-        self._original = torch.baddbmm
-
-        def recorded(start: Any, x: Any, weight: Any, **options: Any) -> Any:
-            self.products.append((tuple(x.shape), tuple(weight.shape), x.requires_grad))
-            return self._original(start, x, weight, **options)
-
-        torch.baddbmm = recorded  # type: ignore[assignment]
-        return self.products
-
-    def __exit__(self, *error: object) -> None:
-        torch.baddbmm = self._original
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator.overloadpacket in PRODUCTS:
+            alone, first = PRODUCTS[operator.overloadpacket]
+            self.calls.append((alone, tree_map(_described, args[first:])))
+        return operator(*args, **(kwargs or {}))
 
 
-def _floor(products: list[Product], config: Any, device: str, backward: bool) -> Callable[[], None]:
-    """The recorded products alone, and with `backward` the two products of each one's gradients."""
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+aten = torch.ops.aten
+# Operation -> the product alone, and its first factor among the arguments: what a product is added to is left out.
+PRODUCTS = {
+    aten.mm: (aten.mm.default, 0),
+    aten.bmm: (aten.bmm.default, 0),
+    aten.addmm: (aten.mm.default, 1),
+    aten.baddbmm: (aten.bmm.default, 1),
+    aten.convolution: (aten.convolution.default, 0),
+    aten.convolution_backward: (aten.convolution_backward.default, 0),
+}
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A tensor without its content."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def made(self) -> Tensor:
+        once = [1 if step == 0 else size for size, step in zip(self.shape, self.stride, strict=True)]
+        filled = torch.empty_strided(once, self.stride, dtype=self.dtype, device=self.device).normal_()
+        return filled.expand(self.shape)
+
+
+def _described(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return _Described(argument.shape, argument.stride(), argument.dtype, argument.device)
+    return argument
+
+
+def _floor(products: list[Product], recycle: bool) -> Callable[[], None]:
+    """The recorded products alone: same shapes, layouts, dtypes and device. With `recycle`, tensors that look alike
+    are one, as in a sampler, whose steps use the same weights and recycled memory; else each product has its own, as
+    in a training step, which keeps them for the backward pass."""
+    make = cache(_Described.made) if recycle else _Described.made
     made = [
-        (torch.randn(x, device=device, dtype=dtype), torch.randn(w, device=device, dtype=dtype), deep)
-        for x, w, deep in products
+        (product, tree_map(lambda each: make(each) if isinstance(each, _Described) else each, arguments))
+        for product, arguments in products
     ]
 
     def run() -> None:
         with torch.no_grad():
-            for x, weight, deep in made:
-                out = torch.bmm(x, weight)
-                if backward:
-                    torch.bmm(x.transpose(1, 2), out)
-                    if deep:
-                        torch.bmm(out, weight.transpose(1, 2))
+            for product, arguments in made:
+                product(*arguments)
 
     return run
 

@@ -133,7 +133,6 @@ def _cell(run: Run, given: tuple[str, ...]) -> Cell:
 
 def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: str) -> tuple[Batch, Batch]:
     """The first `rows` test rows, and what the method generates for them."""
-    shapes = {modality.name: modality.shape for modality in data.modalities}
     real = data.rows("test", torch.arange(rows, device=device))
     parts = []
     for start in range(0, rows, BATCH_ROWS):
@@ -142,7 +141,7 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
         source = {name: real[name][start : start + count] for name in cell.given}
         with torch.no_grad(), autocast(run.config, device):
             parts.append(method.sample(source, cell.want, count, draws))
-        check_rows(parts[-1], cell, shapes, count)
+        check_rows(parts[-1], cell, data.modalities, count)
     return real, {name: torch.cat([part[name] for part in parts]) for name in cell.want}
 
 

@@ -188,7 +188,7 @@ KINDS: dict[str, type[Family]] = {"vector": Vectors, "label": Labels, "image": I
 
 
 def families(modalities: Sequence[Modality]) -> Iterator[tuple[type[Family], list[Modality]]]:
-    """Neighbouring modalities of one kind, shape and number of classes. Raises ValueError for a kind without networks."""
+    """Neighbouring modalities of one kind, shape and number of classes. Raises ValueError for an unknown kind."""
 
     def alike(modality: Modality) -> tuple[Any, ...]:
         return modality.kind, modality.shape, modality.classes

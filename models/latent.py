@@ -19,7 +19,7 @@ from benchmark.api import Batch, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.experts import product
-from models.families import families
+from models.families import Family, families
 from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
 from models.networks import ALL, VelocityNetwork
 from models.routes import Route
@@ -34,6 +34,7 @@ class LatentModel(nn.Module):
     """Modalities of any kind (models/families.py) with a shared latent; subclasses state the routes."""
 
     aggregate: Aggregate = staticmethod(product)
+    families: Sequence[Family]
     detach_own = False  # whether a target's own expert is detached before aggregation (Eq. 11)
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
@@ -41,7 +42,7 @@ class LatentModel(nn.Module):
         self.modalities, self.config = tuple(modalities), config
         self.names = [modality.name for modality in modalities]
         self.latent_size = config.latent_size
-        self.families = nn.ModuleList(
+        self.families = nn.ModuleList(  # type: ignore[assignment]
             family(members, config, self.encoder_outputs(), self.decoder_conditions())
             for family, members in families(modalities)
         )
@@ -105,7 +106,7 @@ class LatentModel(nn.Module):
             for family, seen, part in zip(self.families, x, self.parts, strict=True)
             if seen is not None
         ]
-        return sum(loss.sum() for loss in losses) / targets.numel()
+        return torch.stack([loss.sum() for loss in losses]).sum() / targets.numel()
 
     def prior_terms(
         self, mean: Tensor, log_variance: Tensor, subset: Tensor, noise: Tensor, draws: Draws
@@ -176,12 +177,14 @@ class LatentModel(nn.Module):
 
     def encode(self, x: Observed) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of every expert, each (rows, modalities, latent); zeros of families not observed."""
-        found = [None if seen is None else family.encode(seen) for family, seen in zip(self.families, x, strict=True)]
-        like = next(pair[0] for pair in found if pair is not None)
+        pairs = [None if seen is None else family.encode(seen) for family, seen in zip(self.families, x, strict=True)]
+        like = next(pair[0] for pair in pairs if pair is not None)
         exact = torch.promote_types(like.dtype, torch.float32)  # experts are pooled in no less than float32
-        blanks = [like.new_zeros(len(family.names), *like.shape[1:]) for family in self.families]
-        pairs = [(blank, blank) if pair is None else pair for pair, blank in zip(found, blanks, strict=True)]
-        means, log_variances = zip(*pairs, strict=True)
+        for number, (family, pair) in enumerate(zip(self.families, pairs, strict=True)):
+            if pair is None:
+                blank = like.new_zeros(len(family.names), *like.shape[1:])
+                pairs[number] = (blank, blank)
+        means, log_variances = zip(*filter(None, pairs), strict=True)
         return _joined(means, exact), _joined(log_variances, exact)
 
 
