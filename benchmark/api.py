@@ -177,7 +177,9 @@ class Dataset(Protocol):
 
     def __init__(self, config: Config, device: str) -> None: ...
 
-    def count(self, split: Literal["train", "validation", "test"]) -> int: ...
+    def count(self, split: str) -> int:
+        """Rows of "train", "validation", "test", and of further splits that a metric may ask for."""
+        ...
 
     def rows_of(self, cell: Cell) -> int:
         """Rows that a method generates for a cell: the first of the test split's where it gives any."""

@@ -25,6 +25,7 @@ PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 # What an installation is without each extra; an extra that is not named here blocks what its name says.
 BLOCKS = {
     "plots": "the pictures of bench sample",
+    "polymnist": "every cell of polymnist_quadrant_labels",
     "image-text-audio": "every cell of image_text_audio",
     "dev": "make test and make check",
 }

@@ -618,6 +618,7 @@ def test_doctor_names_missing_packages_what_they_block_and_the_command(monkeypat
     seen = {finding.what.split('"')[1]: finding for finding in found(doctor._extras)}
     assert {name: finding.mark for name, finding in seen.items()} == {
         "plots": "missing",
+        "polymnist": "ok",
         "image-text-audio": "missing",
         "dev": "ok",
     }
