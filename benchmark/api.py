@@ -65,6 +65,7 @@ class MethodCard:
 class DatasetCard:
     """Read from a dataset's file without importing it; `modalities` are names, in order.
 
+    `kinds`: of each modality, as in `Modality.kind`; empty where all are vectors.
     `recipe`: `{"shared" | preset: {field: (value, source)}}`, the training and evaluation recipe.
     """
 
@@ -73,6 +74,7 @@ class DatasetCard:
     paper: str
     modalities: tuple[str, ...]
     recipe: Mapping[str, Mapping[str, tuple[Any, str]]]
+    kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kind = "dataset"
 
@@ -84,6 +86,7 @@ class MetricCard:
     `scale`: the scale on which seeds vary evenly: "log" for distances, "logit" for rates, "linear" else.
     `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words.
     `min_rows`: fewer generated rows than this are refused.
+    `needs`: kinds of modality without which a dataset has no such number.
     """
 
     version: int
@@ -96,6 +99,7 @@ class MetricCard:
     chance: str
     ceiling: str
     min_rows: int = 2
+    needs: tuple[str, ...] = ()
     kind = "metric"
 
 

@@ -183,10 +183,12 @@ def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], ev
         tables.known_name(task, (*TASKS, "criteria"), "task", "--task")
         if task in TASKS and task not in card.tasks:
             raise UserError(f"{method} does not support {task}: it supports {', '.join(card.tasks)}")
-    names, data = registry.card("dataset", dataset).modalities, registry.stem(dataset)
+    data_card, data = registry.card("dataset", dataset), registry.stem(dataset)
+    names, kinds = data_card.modalities, set(data_card.kinds or ("vector",))
+    fitting = [name for name in registry.index("metric") if kinds.issuperset(registry.card("metric", name).needs)]
     pairs = []
     for task in tasks or card.tasks:
-        metrics = [name for name in registry.index("metric") if task in registry.card("metric", name).tasks]
+        metrics = [name for name in fitting if task in registry.card("metric", name).tasks]
         if task == "criteria":
             from benchmark.criteria import cells_of_dataset
 
@@ -380,7 +382,7 @@ def page_blocks() -> dict[str, dict[str, str]]:
             "claims cpu": _claims(_reference("cpu"), "cpu", "md"),
             "search tuning": _search("tuning", "cpu"),
         },
-        "docs/findings.md": {"search budget": _search("budget", "cpu")},
+        "docs/findings.md": {f"search {name}": _search(name, "cpu") for name in ("budget", "long")},
     }
 
 

@@ -46,17 +46,10 @@ BUDGET_FIELDS = frozenset(
     }
 )
 
+# What no trained weight depends on: runs that differ in these alone share one training.
+SCORING_FIELDS = ("evaluation_rows", "unconditional_rows", "prior_steps", "decoder_steps", "probe_rows", "guidance")
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
-EVALUATION_FIELDS = (
-    "evaluation_rows",
-    "unconditional_rows",
-    "prior_steps",
-    "decoder_steps",
-    "probe_rows",
-    "precision",
-    "variant",
-    "guidance",
-)
+EVALUATION_FIELDS = (*SCORING_FIELDS, "precision", "variant")
 
 
 @dataclass(frozen=True)

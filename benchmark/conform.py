@@ -581,6 +581,9 @@ class _DatasetSuite:
         names = tuple(modality.name for modality in self.data.modalities)
         stated = tuple(self.card.modalities)
         _need(names == stated, f"the data's modalities are {names}, the card's {stated}")
+        kinds = tuple(modality.kind for modality in self.data.modalities)
+        stated = tuple(self.card.kinds) or ("vector",) * len(names)
+        _need(kinds == stated, f"the data's modalities are of kinds {kinds}, the card says {stated}")
         for modality in self.data.modalities:
             _need(modality.scale > 0, f"{modality.name}: scale = {modality.scale}: must be positive")
 

@@ -21,7 +21,7 @@ import torch
 
 from benchmark import records, registry
 from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError
-from benchmark.config import Config, digest, resolve
+from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.records import Record
@@ -46,7 +46,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """A job with everything resolved: what it is, where it lives, and what its rows will say."""
+    """A job with everything resolved: what it is, where it lives, and what its rows will say.
+
+    Runs that differ in how they are scored alone share a `training_id`, and with it a directory and its checkpoint.
+    """
 
     job: Job
     method_card: MethodCard
@@ -54,6 +57,7 @@ class Run:
     config: Config
     sources: str
     run_id: str
+    training_id: str
     directory: Path
 
     @property
@@ -83,9 +87,11 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
         ]
     )
     name, data = registry.stem(job.method), registry.stem(job.dataset)
-    run_id = digest([asdict(config), name, data, job.seed, method_card.version, dataset_card.version, code])
-    directory = runs / job.preset / data / name / f"seed{job.seed}-{run_id}"
-    return Run(job, method_card, dataset_card, config, code, run_id, directory)
+    training = {field: value for field, value in asdict(config).items() if field not in SCORING_FIELDS}
+    what = [name, data, job.seed, method_card.version, dataset_card.version, code]
+    run_id, training_id = digest([asdict(config), *what]), digest([training, *what])
+    directory = runs / job.preset / data / name / f"seed{job.seed}-{training_id}"
+    return Run(job, method_card, dataset_card, config, code, run_id, training_id, directory)
 
 
 def missing(run: Run) -> list[tuple[Cell, str]]:
@@ -144,7 +150,7 @@ def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
     method = build(run, data, device)
     progress = None
     if run.method_card.stages:
-        progress = load_average(method, run.directory, run.run_id, run.config.updates)
+        progress = load_average(method, run.directory, run.training_id, run.config.updates)
     return method, data, progress
 
 
@@ -242,7 +248,7 @@ def trainer_of(run: Run, data: Any, device: str) -> Trainer:
     """The run's trainer, at its checkpoint or at the start; the run's directory must exist."""
     method, average = build(run, data, device), build(run, data, device)
     return Trainer(
-        method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.run_id, device
+        method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.training_id, device
     )
 
 
@@ -325,13 +331,14 @@ def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
 
 
 def _describe(run: Run, device: str) -> None:
-    """config.json: what this run is, for a reader; the run id in the directory's name is its hash."""
+    """config.json: what this run is, for a reader; the training id in the directory's name is its hash, but for the
+    fields that only scoring asks for: they are as the last command had them."""
     facts = {
         "method": run.job.method,
         "dataset": run.job.dataset,
         "preset": run.job.preset,
         "seed": run.job.seed,
-        "run_id": run.run_id,
+        "training_id": run.training_id,
         "sources": run.sources,
         "device": device,
         "torch": torch.__version__,

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from benchmark import registry
+from benchmark import grids, registry
 from benchmark.api import TASKS, Batch, Cell, UserError
 from benchmark.config import nearest, resolve
 from benchmark.doctor import install_command
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BACKDROP_ROWS = 4096  # real rows behind the generated ones, and behind their main directions
+MOST_COLUMNS = 16  # samples in a grid of pictures
 MOST_POINTS = 20_000  # per panel of shared coordinates; more only blacken it
 INK, QUIET, REAL, GENERATED = "#1f1f1e", "#6b6a66", "#c9c8c2", "#2a6fbb"
 
@@ -83,6 +84,10 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, fold
     vectors = [each.name for each in data.modalities if each.kind == "vector" and each.name in cell.want]
     if vectors:
         picture = draw(_title(run, cell, rows, pairs), pairs, _projections(data, vectors, generated))
+        _write(path.with_suffix(".png"), _png(picture))
+        lines.append(f"picture: {path.with_suffix('.png')}")
+    if any(each.kind == "image" for each in data.modalities):
+        picture = _grid(run, cell, data, real, generated)
         _write(path.with_suffix(".png"), _png(picture))
         lines.append(f"picture: {path.with_suffix('.png')}")
     if curve := list(read_log(run.directory)):
@@ -143,6 +148,23 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
             parts.append(method.sample(source, cell.want, count, draws))
         check_rows(parts[-1], cell, data.modalities, count)
     return real, {name: torch.cat([part[name] for part in parts]) for name in cell.want}
+
+
+def _grid(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Figure:
+    """The first samples, given modalities among them; framed where the verifier reads another label than theirs."""
+    from benchmark.metrics import verifier
+
+    shown = {
+        each.name: (real if each.name in cell.given else generated)[each.name][:MOST_COLUMNS]
+        for each in data.modalities
+    }
+    views = {each.name: shown[each.name] for each in data.modalities if each.kind == "image"}
+    labels = {each.name: shown[each.name] for each in data.modalities if each.kind == "label"}
+    judge = verifier.of(data, str(next(iter(views.values())).device))
+    wrong = {name: grids.disagreeing(judge.read(x).labels, labels) for name, x in views.items() if name in cell.want}
+    question = f"{' + '.join(cell.given) or 'nothing'} → {' + '.join(cell.want)}"
+    title = grids.heading(_who(run), question, run.dataset_card.label, list(wrong.values()))
+    return grids.draw_grid(title, views, labels, wrong)
 
 
 def _shared(cell: Cell, data: Any, real: Batch, generated: Batch) -> list[Pair]:

@@ -26,6 +26,7 @@ from benchmark.files import write_atomic
 from benchmark.tables import RESULTS, job_of, known_name, read_toml
 from benchmark.train import Diverged
 
+LEAST = 1e-6  # below which an error counts as this: its logarithm is asked for
 ERRORS = {"one_to_one": "one_to_one", "many_to_one": "many_to_one", "coherence": "uncond"}  # column: its task
 COLUMNS = (
     "method",
@@ -65,7 +66,11 @@ class OnValidation:
 
 @dataclass(frozen=True)
 class Search:
-    """A search file: its grid's fields and the points, each a tuple of `field=value` in the fields' order."""
+    """A search file: its grid's fields and the points, each a tuple of `field=value` in the fields' order.
+
+    metrics: the metric of each error column; of a rate, the error is what it lacks to one. given, want: the modalities
+    that conditional cells give and want; all where empty.
+    """
 
     path: Path
     dataset: str
@@ -73,6 +78,9 @@ class Search:
     fixed: tuple[str, ...]
     fields: tuple[str, ...]
     points: tuple[tuple[str, ...], ...]
+    metrics: Mapping[str, str]
+    given: tuple[str, ...] = ()
+    want: tuple[str, ...] = ()
 
     @property
     def lines(self) -> Path:
@@ -92,9 +100,19 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
             tuple(f"{field}={value}" for field, value in zip(grid, values, strict=True))
             for values in itertools.product(*grid.values())
         )
-        return Search(path, content["dataset"], content["seed"], tuple(content["fixed"]), tuple(grid), points)
+        return Search(
+            path,
+            content["dataset"],
+            content["seed"],
+            tuple(content["fixed"]),
+            tuple(grid),
+            points,
+            {column: content["metrics"][column] for column in ERRORS},
+            tuple(content.get("given", ())),
+            tuple(content.get("want", ())),
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a search needs dataset, seed, fixed and [grid] ({error})") from None
+        raise UserError(f"{path}: a search needs dataset, seed, fixed, metrics and [grid] ({error})") from None
 
 
 def tune(
@@ -102,14 +120,14 @@ def tune(
 ) -> Iterator[dict[str, Any]]:
     """Run the trials that the search's file lacks and yield each of its lines; resumes after a crash.
 
-    The score is the geometric mean of the three shared-coordinate errors that the method supports.
+    The score is the geometric mean of the three errors, or of those that the method supports.
     """
     for method, point in itertools.product(methods, search.points):
         job = job_of(method, search.dataset, preset, search.seed, [])
         run = runner.prepare(job, runs, [*search.fixed, *point])
         done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
-            done = [_trial(run, " ".join(point), device, report)]
+            done = [_trial(run, search, " ".join(point), device, report)]
             with (runs / "tuning.lock").open("a") as lock:  # two searches may share the file
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])
@@ -121,20 +139,18 @@ def _others(lines: Sequence[Mapping[str, Any]], trial: Mapping[str, Any]) -> lis
     return [line for line in lines if any(line[name] != trial[name] for name in ("method", "preset", "overrides"))]
 
 
-def _trial(run: runner.Run, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:
+def _trial(run: runner.Run, search: Search, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:
     """Train and score one point; one that diverges has an infinite score."""
     errors: dict[str, float] = {}
     score, seconds = math.inf, ""
     with contextlib.suppress(Diverged):
         method, data, progress = runner.train_only(run, device, report)
-        names = registry.card("dataset", run.job.dataset).modalities
         for column, task in ERRORS.items():
             if task in run.method_card.tasks:
-                asked = list(cells(registry.stem(run.job.dataset), names, task))
-                errors[column] = sum(_error(method, OnValidation(data), cell, run, device) for cell in asked) / len(
-                    asked
-                )
-        score = math.exp(sum(map(math.log, errors.values())) / len(errors))
+                asked, metric = list(_cells(search, task)), search.metrics[column]
+                found = [_error(method, OnValidation(data), cell, metric, run, device) for cell in asked]
+                errors[column] = sum(found) / len(found)
+        score = math.exp(sum(math.log(max(error, LEAST)) for error in errors.values()) / len(errors))
         seconds = f"{progress.seconds:.0f}" if progress else ""
     return {
         "method": registry.stem(run.job.method),
@@ -152,10 +168,21 @@ def _trial(run: runner.Run, overrides: str, device: str, report: runner.Report) 
     }
 
 
-def _error(method: Any, data: Any, cell: Cell, run: runner.Run, device: str) -> float:
-    (result,) = evaluate_cell(method, data, cell, ["shared_mse"], run.config, run.job.seed, device)
+def _cells(search: Search, task: str) -> Iterator[Cell]:
+    """The cells that an error is averaged over."""
+    names = registry.card("dataset", search.dataset).modalities
+    for cell in cells(registry.stem(search.dataset), names, task, every_subset=bool(search.given)):
+        if not cell.given or (
+            set(cell.given) <= set(search.given or names) and set(cell.want) <= set(search.want or names)
+        ):
+            yield cell
+
+
+def _error(method: Any, data: Any, cell: Cell, metric: str, run: runner.Run, device: str) -> float:
+    (result,) = evaluate_cell(method, data, cell, [metric], run.config, run.job.seed, device)
     assert result.score is not None
-    return result.score.value
+    value = result.score.value
+    return 1 - value if registry.card("metric", metric).higher_is_better else value
 
 
 def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> str:

@@ -29,6 +29,7 @@ CARD = DatasetCard(
     label="PolyMNIST-Quadrant-Labels",
     paper="MUNI (2026), Sec. 6.2, App. E.1, Tables 2 and 6",
     modalities=("image1", "image2", "image3", "digit", "quadrant"),
+    kinds=("image", "image", "image", "label", "label"),
     notes=(
         "the authors' photographs are not free; ours are three of scikit-image's, or with -folder your own",
         "a variant is SPLIT-CANVAS[-sklearn][-folder]",

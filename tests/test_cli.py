@@ -200,7 +200,7 @@ def test_info_on_a_metric_and_on_a_users_file(plugin) -> None:
     (["run", "-m", "muni", "-s", "-3"], "--seed -3: write a number"),
     (["run", "-m", "muni", "-s", "1,,2"], "--seed : write a number"),
     (["run", "-m", "muni", "-p", "smoke", "--device", "gpu0"], "--device gpu0: "),
-    (["reproduce", "table6"], "unknown table 'table6': did you mean 'table5'?"),
+    (["reproduce", "table66"], "unknown table 'table66': did you mean 'table6'?"),
     (["reproduce", "table5", "-m", "munni", "-p", "smoke"], "unknown method 'munni': did you mean 'muni'?"),
     (["reproduce", "table5", "-p", "cpux"], "--preset: unknown preset 'cpux': did you mean 'cpu'?"),
     (["reproduce", "table5", "-p", "smoke", "-f", "mdd"], "--format: unknown format 'mdd': did you mean 'md'?"),
@@ -441,6 +441,24 @@ def test_a_run_and_its_rows_name_the_core_code_behind_them(
     monkeypatch.setattr(registry, "sources", lambda path, **card: real(path, **card) + "x" * (path == changed))
     after = runner.prepare(job, finished, SMALL[3::2])
     assert (after.run_id != before.run_id, runner.missing(after) != []) == (trains, scores)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(config.Config)])
+def test_only_what_scoring_alone_asks_for_leaves_the_training_as_it_is(field: str, tmp_path: Path) -> None:
+    job = tables.job_of("muni", "gaussian_mixture", "smoke", 0, [])
+    value = getattr(runner.prepare(job, tmp_path).config, field)
+    changed = {"precision": "bfloat16", "variant": "x"}.get(field) or {bool: not value}.get(type(value), value + 1)
+    first, other = (runner.prepare(job, tmp_path, sets) for sets in ([], [f"{field}={changed}"]))
+    assert first.run_id != other.run_id
+    assert (first.directory == other.directory) == (field in config.SCORING_FIELDS)
+
+
+def test_a_model_is_trained_once_and_sampled_in_several_ways(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "runs")
+    words = ["reproduce", "table5", "-m", "muni", "-s", "0", *SMALL, "--runs", tmp_path / "runs"]
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")}
+    assert bench(*words, "--set", "decoder_steps=3").code == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")} == trained
 
 
 def test_a_datasets_card_is_no_code_and_its_class_is(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ SEARCH = """
 dataset = "gaussian_mixture"
 seed = 7
 fixed = [{fixed}]
+metrics = {{ one_to_one = "shared_mse", many_to_one = "shared_mse", coherence = "shared_mse" }}
 
 [grid]
 learning_rate = [0.001, 0.003]
@@ -140,7 +141,7 @@ def test_unknown_and_broken_searches_are_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"unknown search 'smal': did you mean 'small'"):
         tune.load_search("smal", folder)
     (folder / "broken.toml").write_text("[grid]\nupdates = [1]\n")
-    with pytest.raises(UserError, match="a search needs dataset, seed, fixed and"):
+    with pytest.raises(UserError, match="a search needs dataset, seed, fixed, metrics and"):
         tune.load_search("broken", folder)
     (folder / "small.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not the trials of a search"):

@@ -25,6 +25,7 @@ CARD = MetricCard(
     estimator="two samples per row, both against the row's own target; unbiased; averaged over rows and targets",
     chance="half the mean distance between two independent rows of the target, by integration of its transform",
     ceiling="the same over the factors that the given modalities do not determine; no sampler scores less",
+    needs=("vector",),
 )
 
 

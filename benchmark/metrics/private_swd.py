@@ -21,6 +21,7 @@ CARD = MetricCard(
     chance="the floor: expected W2 between two samples of the known world, from the variances of order statistics",
     ceiling="the same floor: shuffling keeps the marginal",
     min_rows=100,
+    needs=("vector",),
 )
 
 

@@ -18,6 +18,7 @@ CARD = MetricCard(
     estimator="ridge plus one hidden layer on its residuals, fitted on validation rows, scored on test rows",
     chance="0: the factor's mean",
     ceiling="1 where a given modality holds the factor, 0 elsewhere",
+    needs=("vector",),
 )
 
 

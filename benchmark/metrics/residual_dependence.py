@@ -25,6 +25,7 @@ CARD = MetricCard(
     estimator="variance between two decodings of one latent over total variance, shared coordinates of all pairs",
     chance="1: the latent says nothing about what is shared",
     ceiling="0: the latent determines what is shared",
+    needs=("vector",),
 )
 
 

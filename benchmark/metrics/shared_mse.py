@@ -23,6 +23,7 @@ CARD = MetricCard(
     estimator="mean over rows, over (source, target) pairs and over their shared coordinates",
     chance="twice the variance of the shared coordinates, from the mixture's moments",
     ceiling="0: shared coordinates are equal in every row of the world",
+    needs=("vector",),
 )
 
 

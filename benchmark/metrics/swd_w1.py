@@ -16,6 +16,7 @@ CARD = MetricCard(
     chance="the floor: expected W1 between two samples of the known world, an integral over its projections",
     ceiling="the same floor: shuffling keeps each modality's marginal",
     min_rows=100,
+    needs=("vector",),
 )
 
 

@@ -23,6 +23,7 @@ CARD = MetricCard(
     estimator="mean over rows, over all other modalities of the real row and over their shared coordinates",
     chance="twice the variance of the shared coordinates, from the mixture's moments",
     ceiling="the same over the coordinates that the given modality does not determine, 0 over the others",
+    needs=("vector",),
 )
 
 
