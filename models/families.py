@@ -21,6 +21,7 @@ from benchmark.api import Batch, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.flow import euler, logit_normal, matching_loss
+from models.images import ImageEncoder, ImageVelocity
 from models.networks import Classifier, Encoder, VelocityNetwork
 
 
@@ -132,8 +133,6 @@ class Images(Family):
     """
 
     def build(self, like: Modality, outputs: int, conditions: int) -> None:
-        from models.images import ImageEncoder, ImageVelocity
-
         config, count = self.config, len(self.names)
         self.shape = like.shape
         channels, canvas = like.shape[0], like.shape[1]
