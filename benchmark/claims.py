@@ -3,28 +3,34 @@
 The unit of replication is the training seed. Two methods of one seed are scored on the same
 evaluation noise, so they are compared in pairs: a two-sided t interval for the mean over seeds of the
 log ratio. Holm's step-down over a claim's rivals keeps the chance that any rival is judged wrongly
-at `ALPHA`; in one direction it is half of that.
+at `ALPHA`; in one direction it is half of that. A rate of zero counts as half a success.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark.api import TASKS, UserError, cells
+from benchmark import registry
+from benchmark.api import TASKS, UserError
 from benchmark.config import nearest
 from benchmark.tables import (
     ONE_PER_COMPARISON,
     RESULTS,
+    Column,
+    Table,
     checked,
     column_rows,
+    conditions,
     guard,
     known_name,
+    load_table,
     read_toml,
     seed_means,
+    summarise,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +40,6 @@ if TYPE_CHECKING:
 ALPHA = 0.05
 LEAST_SEEDS = 3
 RELATIONS = ("below", "above", "unsupported")
-Quantity = tuple[str, str]  # task, metric
 Verdict = Literal["holds", "fails", "undecided", "n/a"]
 
 
@@ -44,6 +49,7 @@ class Claim:
 
     `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
     on the log scale. `unsupported`: the subject has no number on `on`, and there are no rivals.
+    `conditions`: the suite's table, reduced to the columns on which it is refused; None where it has no such column.
     """
 
     id: str
@@ -55,8 +61,9 @@ class Claim:
     rivals: tuple[str, ...]
     relation: str
     factor: float
-    on: tuple[Quantity, ...]
-    against: tuple[Quantity, ...]
+    on: tuple[Column, ...]
+    against: tuple[Column, ...]
+    conditions: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class Comparison:
 def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") -> list[Claim]:
     """Read the claims strictly; `metrics` are the known names.
 
-    Raises UserError, naming file and key, for an unknown key, task, metric or relation, a wrong type,
+    What is compared is `[task, metric]`, or the header of a column of the table after which the section is named.
+    Raises UserError, naming file and key, for an unknown key, task, metric, column or relation, a wrong type,
     a missing key, a factor that is not positive, and an id used twice.
     """
     claims = []
@@ -102,23 +110,48 @@ def _claim(
         {"rivals": list, "factor": float, "against": list},
     )
     known_name(raw["relation"], RELATIONS, "relation", where)
-    for quantity in (*raw["on"], *raw.get("against", ())):
-        if not isinstance(quantity, list) or len(quantity) != 2:
-            raise UserError(f"{where}: {quantity!r}: write [task, metric]")
-        known_name(quantity[0], TASKS, "task", where)
-        known_name(quantity[1], metrics, "metric", where)
     rivals, factor = tuple(raw.get("rivals", ())), raw.get("factor", 1.0)
     if factor <= 0:
         raise UserError(f"{where}: factor = {factor}: must be positive")
     if bool(rivals) == (raw["relation"] == "unsupported"):
         raise UserError(f"{where}: rivals belong to the relations below and above, which need them")
-    on = tuple((task, metric) for task, metric in raw["on"])
-    against = tuple((task, metric) for task, metric in raw.get("against", raw["on"]))
+    named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
+    loaded = load_table(table, metrics) if named else None
+    on, against = (
+        tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
+        for key in ("on", "against")
+    )
     if raw["subject"] in rivals and on == against:
         raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
+    refusing = tuple(column for column in loaded.columns if column.least) if loaded else ()
     return Claim(
-        raw["id"], raw["text"], source, table, dataset, raw["subject"], rivals, raw["relation"], factor, on, against
+        raw["id"],
+        raw["text"],
+        source,
+        table,
+        dataset,
+        raw["subject"],
+        rivals,
+        raw["relation"],
+        factor,
+        on,
+        against,
+        replace(loaded, columns=refusing) if loaded and refusing else None,
     )
+
+
+def _quantity(raw: Any, where: str, metrics: Collection[str], table: str, loaded: Table | None) -> Column:
+    """[task, metric] as a column of no table, or the column of that header."""
+    if isinstance(raw, str) and loaded is not None:
+        columns = {column.header: column for column in loaded.columns}
+        known_name(raw, columns, f"column of {table}", where)
+        return columns[raw]
+    if not isinstance(raw, list) or len(raw) != 2:
+        raise UserError(f"{where}: {raw!r}: write [task, metric]")
+    task, metric = raw
+    known_name(task, TASKS, "task", where)
+    known_name(metric, metrics, "metric", where)
+    return Column(task, metric, 0, task, paper={"table": table, "task": task, "metric": metric})
 
 
 # ---------------------------------------------------------------------------------------------- the test
@@ -224,6 +257,11 @@ def _answers(
     frame: pd.DataFrame, claim: Claim, preset: str, modalities: Mapping[str, Sequence[str]]
 ) -> dict[str, Comparison]:
     columns = _columns(frame, claim, preset, modalities)
+    if claim.conditions:
+        summary = summarise(frame, claim.conditions, preset, modalities[claim.dataset])
+        if failed := [phrase for phrase, met in conditions(summary, claim.conditions) if not met]:
+            reason = f"{claim.table} is refused: {'; '.join(failed)}"
+            return {rival: Comparison("undecided", reason=reason) for rival in claim.rivals or ("",)}
     subject, lack = _logs(columns, claim.subject, claim.on)
     if claim.relation == "unsupported":
         return {"": _supported(subject, lack)}
@@ -246,15 +284,15 @@ def _answers(
 
 def _columns(
     frame: pd.DataFrame, claim: Claim, preset: str, modalities: Mapping[str, Sequence[str]]
-) -> dict[Quantity, tuple[list[dict[str, Any]], int]]:
-    """The rows of every quantity, for the subject and its rivals, and the number of its cells."""
+) -> dict[tuple[str, str], tuple[list[dict[str, Any]], int]]:
+    """The rows of every quantity, by header and metric, for the subject and its rivals, and the number of its cells."""
     if claim.dataset not in modalities:
         raise UserError(f"{claim.id}: unknown dataset {claim.dataset!r}{nearest(claim.dataset, modalities)}")
-    columns: dict[Quantity, tuple[list[dict[str, Any]], int]] = {}
-    for task, metric in (*claim.on, *claim.against):
-        wanted = tuple(cells(claim.dataset, modalities[claim.dataset], task))
-        rows = column_rows(frame, preset, wanted, metric, (claim.subject, *claim.rivals))
-        columns[task, metric] = rows, len(wanted)
+    columns: dict[tuple[str, str], tuple[list[dict[str, Any]], int]] = {}
+    for column in (*claim.on, *claim.against):
+        wanted = column.cells(claim.dataset, modalities[claim.dataset])
+        rows = column_rows(frame, preset, wanted, column.metric, (claim.subject, *claim.rivals))
+        columns[column.header, column.metric] = rows, len(wanted)
     guard([row for rows, _ in columns.values() for row in rows], ONE_PER_COMPARISON)
     return columns
 
@@ -266,17 +304,23 @@ def _supported(values: Mapping[int, float], lack: str) -> Comparison:
 
 
 def _logs(
-    columns: Mapping[Quantity, tuple[list[dict[str, Any]], int]], method: str, quantities: Sequence[Quantity]
+    columns: Mapping[tuple[str, str], tuple[list[dict[str, Any]], int]], method: str, quantities: Sequence[Column]
 ) -> tuple[dict[int, float], str]:
     """A method's log value per seed, averaged over the quantities, and why there is none."""
     found: list[dict[int, float]] = []
-    for task, metric in quantities:
-        rows, cell_count = columns[task, metric]
-        means, reason = seed_means((row for row in rows if row["method"] == method), cell_count)
+    for column in quantities:
+        rows, cell_count = columns[column.header, column.metric]
+        own = [row for row in rows if row["method"] == method]
+        means, reason = seed_means(own, cell_count)
         if not means:
             return {}, reason or "no rows"
+        if registry.card("metric", column.metric).scale == "logit":
+            means = {
+                seed: value or 0.5 / sum(row["n"] for row in own if row["seed"] == seed)
+                for seed, value in means.items()
+            }
         if min(means.values()) <= 0:
-            return {}, f"{metric} is not positive on {task}: there is no log ratio"
+            return {}, f"{column.metric} is not positive on {column.header}: there is no log ratio"
         found.append({seed: math.log(value) for seed, value in means.items()})
     shared = set(found[0]).intersection(*found[1:])
     if not shared:
@@ -292,13 +336,14 @@ def _array(values: Sequence[float]) -> np.ndarray:
 
 def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
     """Whether the paper's printed numbers satisfy the claim, noise aside."""
-    table = paper[paper["table"] == claim.table]
 
-    def log(method: str, quantities: Sequence[Quantity]) -> float | None:
+    def log(method: str, quantities: Sequence[Column]) -> float | None:
         values = []
-        for task, metric in quantities:
-            chosen = table[(table["method"] == method) & (table["task"] == task) & (table["metric"] == metric)]
-            if chosen.empty:
+        for column in quantities:
+            chosen = paper[paper["method"] == method]
+            for name, value in column.paper.items():
+                chosen = chosen[chosen[name] == value]
+            if chosen.empty or not column.paper:
                 return None
             values += [math.log(float(value)) for value in chosen["value"]]
         return math.fsum(values) / len(values)

@@ -236,6 +236,7 @@ def _suggest(
         print(f"\nNext: bench claims --preset {preset}{_same(runs, set_)}   (which of the paper's claims hold here)")
         return
     first = f"{shlex.quote((method or list(table.methods))[0])} --seed {seeds[0] if seeds else 0} --preset {preset}"
+    first += "" if table.dataset == "gaussian_mixture" else f" --dataset {table.dataset}"
     print(
         f"\nNext: bench reproduce {table.id} --preset {preset}{_same(runs, set_)}   (every method, every seed)"
         f"\n      bench sample --method {first}{_same(runs, set_)}   (look at what it generates)"
@@ -397,7 +398,7 @@ def _search(name: str, preset: str) -> str:
 def sample(
     method: Annotated[str, typer.Option("--method", "-m", help="Name, or path of your own .py file.")],
     given: Annotated[str, typer.Option("--given", help="Modalities joined by +; empty: from nothing.")] = "",
-    rows: Annotated[int, typer.Option("--rows", help="How many.", min=1)] = 256,
+    rows: Annotated[int | None, typer.Option("--rows", help="How many; default: 256 at most.", min=1)] = None,
     dataset: Dataset = "gaussian_mixture",
     preset: Preset = "",
     seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
@@ -423,7 +424,7 @@ def sample(
 @app.command()
 def conform(
     name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")],
-    dataset: Dataset = "gaussian_mixture",
+    dataset: Dataset = "",
 ) -> None:
     """The conformance suite on one plug-in, a method or metric on a dataset: what each of its kind has to hold.
 
@@ -562,7 +563,11 @@ def _print_means(prepared: list[Run], runs: Path, overrides: list[str]) -> None:
     for (method, task, metric), values in found.items():
         print(f"{method:16} {task:12} {metric:20} {sum(values.values()) / len(values):10.4f}   mean of {len(values)}")
     again = f"--preset {prepared[0].job.preset}{_same(runs, overrides)}"
-    print(f"\nRows: {runs / 'results.csv'}\nNext: bench table table5 {again}")
+    print(f"\nRows: {runs / 'results.csv'}")
+    dataset = registry.stem(prepared[0].job.dataset)
+    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
+        if path.stem.startswith("table") and tables.read_toml(path)["dataset"] == dataset:
+            print(f"Next: bench table {path.stem} {again}")
 
 
 def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:

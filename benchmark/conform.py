@@ -71,10 +71,11 @@ class Skip(Exception):
     """Why a check does not apply, or a warning."""
 
 
-def conform(kind: str | None, name: str, dataset: str = "gaussian_mixture") -> Iterator[Check]:
+def conform(kind: str | None, name: str, dataset: str = "") -> Iterator[Check]:
     """Check one plug-in, by name or by the path of its file; `kind` None reads the kind from its card.
 
-    dataset: on which a method or metric is tried. Raises UserError for a name or file that does not exist.
+    dataset: on which a method or metric is tried; empty: the mixture, or, for a metric that needs other kinds of
+    modality, the first that has them. Raises UserError for a name or file that does not exist.
     """
     path = _find(kind, name)
     # The plug-in runs in another working folder, where a relative path leads nowhere.
@@ -87,7 +88,7 @@ def conform(kind: str | None, name: str, dataset: str = "gaussian_mixture") -> I
         yield Check("card is literal", False, str(error))
         return
     with tempfile.TemporaryDirectory() as folder:
-        suite = _SUITES[card.kind](name, card, dataset, _Watch(Path(folder).resolve()))
+        suite = _SUITES[card.kind](name, card, dataset or _fitting(card), _Watch(Path(folder).resolve()))
         for title, check in suite.first:
             found = _judge(title, check, path)
             yield found
@@ -95,6 +96,14 @@ def conform(kind: str | None, name: str, dataset: str = "gaussian_mixture") -> I
                 return  # nothing else can be asked
         for title, check in suite.rest:
             yield _judge(title, check, path)
+
+
+def _fitting(card: Card) -> str:
+    """The dataset on which a plug-in is tried where the user names none."""
+    needs = card.needs if isinstance(card, MetricCard) else ()
+    known = ["gaussian_mixture", *registry.index("dataset")]
+    fits = (name for name in known if set(registry.card("dataset", name).kinds or ("vector",)).issuperset(needs))
+    return next(fits, known[0])
 
 
 def _find(kind: str | None, name: str) -> Path:
@@ -133,6 +142,8 @@ class _Watch:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # The suite's own cache stays where it is: a verifier that is trained for a metric is no file of the metric.
+        self._cache = Path(os.environ.get("MUNI_BENCH_CACHE") or Path.home() / ".cache" / "muni-bench").resolve()
         self._call = ""
         self.moved: dict[str, str] = {}  # generator -> the call that moved it first
         self.written: dict[str, str] = {}  # path -> the call that wrote it first
@@ -141,9 +152,10 @@ class _Watch:
     def calling(self, call: str) -> Iterator[None]:
         """`call`: what is called, in words for a message."""
         self._call = call
-        states, folder, home = _global_states(), Path.cwd(), os.environ.get("HOME")
+        states, folder = _global_states(), Path.cwd()
+        before = {name: os.environ.get(name) for name in ("HOME", "MUNI_BENCH_CACHE")}
         os.chdir(self._folder)
-        os.environ["HOME"] = str(self._folder)
+        os.environ["HOME"], os.environ["MUNI_BENCH_CACHE"] = str(self._folder), str(self._cache)
         _audit_on()
         _listeners.append(self._hear)
         try:
@@ -151,9 +163,10 @@ class _Watch:
         finally:
             _listeners.remove(self._hear)
             os.chdir(folder)
-            os.environ.pop("HOME")
-            if home is not None:
-                os.environ["HOME"] = home
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
             for path in self._folder.rglob("*"):
                 self._hear(str(path))
             for generator, state in _global_states().items():
@@ -161,6 +174,8 @@ class _Watch:
                     self.moved.setdefault(generator, call)
 
     def _hear(self, path: str) -> None:
+        if self._cache == Path(path) or self._cache in Path(path).parents or Path(path) in self._cache.parents:
+            return
         self.written.setdefault(path.removeprefix(f"{self._folder}/"), self._call)
 
     def generators(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GAP = 2  # pixels between pictures, as wide as the frame of a wrong one
+GAP = 3  # pixels around a picture: a white one, and within it the frame of a wrong one
 INK, QUIET, WRONG = "#1f1f1e", "#6b6a66", (0.85, 0.1, 0.1)
 
 
@@ -26,7 +26,7 @@ def draw_grid(
     from matplotlib.figure import Figure
 
     samples = len(next(iter(views.values())))
-    side = [x.shape[-1] for x in views.values()][0] + 2 * GAP
+    side = next(x.shape[-1] for x in views.values()) + 2 * GAP
     height, lines = side * len(views), 0.22 * len(labels)
     inch = max(0.45, min(0.8, 13 / samples))  # of one picture
     figure = Figure((inch * samples + 1.1, inch * len(views) + lines + 0.85), facecolor="white")
@@ -58,7 +58,7 @@ def _framed(pictures: Tensor, wrong: Tensor | None) -> Tensor:
     samples, channels, height, width = pictures.shape
     framed = torch.ones(samples, channels, height + 2 * GAP, width + 2 * GAP)
     if wrong is not None:
-        framed[wrong.cpu()] = torch.tensor(WRONG)[:, None, None]
+        framed[wrong.cpu(), :, 1:-1, 1:-1] = torch.tensor(WRONG)[:, None, None]
     framed[:, :, GAP:-GAP, GAP:-GAP] = pictures.clamp(0, 1)
     return framed
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BACKDROP_ROWS = 4096  # real rows behind the generated ones, and behind their main directions
+MOST_ROWS = 256  # where the user names no number
 MOST_COLUMNS = 16  # samples in a grid of pictures
 MOST_POINTS = 20_000  # per panel of shared coordinates; more only blacken it
 INK, QUIET, REAL, GENERATED = "#1f1f1e", "#6b6a66", "#c9c8c2", "#2a6fbb"
@@ -45,7 +46,7 @@ Pair = tuple[str, str, Tensor, Tensor]  # source, target, and the shared coordin
 View = tuple[str, Tensor, Tensor]  # what is seen, and real and generated rows on two directions, (rows, 2)
 
 
-def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, folder: Path) -> list[str]:
+def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: str, folder: Path) -> list[str]:
     """Write `rows` generated rows of the modalities that are not given into `folder`; return lines to print.
 
     `<given>_to_<want>.safetensors` holds `given.<name>`, `generated.<name>` and `real.<name>`, each (rows, *shape) in
@@ -59,6 +60,7 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int, device: str, fold
     if run.method_card.stages and (progress is None or not progress.done):
         stands = f"stands at update {progress.updates} of {run.config.updates}" if progress else "has no trained model"
         raise UserError(f"{run.directory} {stands}: train it with: {train_command(run)}")
+    rows = min(MOST_ROWS, data.count("test")) if rows is None else rows
     if rows > data.count("test"):
         raise UserError(f"--rows {rows}: {cell.dataset} has {data.count('test')} test rows here: ask for no more")
     real, generated = _generate(run, method, data, cell, rows, device)

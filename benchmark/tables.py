@@ -69,6 +69,8 @@ class Column:
     `paper`: what selects the column's numbers in results/paper.csv; empty where the paper has none.
     `block`: columns of one block stand together; the empty one is the table proper.
     `better`: "higher", "lower", "neither", or empty for the metric's own direction.
+    `least`: preset -> what every method's number must reach, or the table is refused. Such a column is a condition: the
+    caption states it, at every preset, and no block prints it.
     """
 
     header: str
@@ -79,6 +81,7 @@ class Column:
     paper: Mapping[str, str] = field(default_factory=dict)
     block: str = ""
     better: str = ""
+    least: Mapping[str, float] = field(default_factory=dict)
 
     def cells(self, dataset: str, modalities: Sequence[str]) -> tuple[Cell, ...]:
         """The column's cells on a dataset; a listed cell may want a known factor, as in "factor:all".
@@ -191,7 +194,7 @@ def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Col
         raw,
         {"header": str, "metric": str, "digits": int},
         where,
-        {"task": str, "cells": list, "paper": dict, "block": str, "better": str},
+        {"task": str, "cells": list, "paper": dict, "block": str, "better": str, "least": dict},
     )
     if ("task" in raw) == ("cells" in raw):
         raise UserError(f"{where}: write either task or cells")
@@ -202,6 +205,7 @@ def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Col
     checked(
         raw.get("paper", {}), {}, f"{where}: paper", dict.fromkeys(("table", "task", "given", "target", "metric"), str)
     )
+    checked(raw.get("least", {}), {}, f"{where}: least", dict.fromkeys(PRESETS, float))
     for cell in raw.get("cells", []):
         checked(cell, {"given": list, "want": list}, f"{where}: cells")
     listed = tuple((tuple(cell["given"]), tuple(cell["want"])) for cell in raw.get("cells", []))
@@ -214,6 +218,7 @@ def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Col
         raw.get("paper", {}),
         raw.get("block", ""),
         raw.get("better", ""),
+        raw.get("least", {}),
     )
 
 
@@ -344,7 +349,8 @@ def summarise(frame: pd.DataFrame, table: Table, preset: str, modalities: Sequen
         rows = column_rows(frame, preset, wanted, column.metric, table.rows)
         for method in table.rows:
             own = [row for row in rows if row["method"] == method]
-            entry = {"preset": preset, "method": method, "column": column.header, "metric": column.metric}
+            entry: dict[str, Any] = {"preset": preset, "method": method, "column": column.header}
+            entry |= {"metric": column.metric, "cells": len(wanted)}
             summary.append(entry | _summary(own, len(wanted), table.seeds.get(preset, 1)))
     return pd.DataFrame(summary)
 
@@ -372,6 +378,32 @@ def _summary(rows: Sequence[Mapping[str, Any]], cell_count: int, planned: int) -
     for name in ("train_seconds", "parameters"):
         entry[name] = _mean([row[name] for row in used if not math.isnan(row[name])])
     return entry
+
+
+def conditions(summary: pd.DataFrame, table: Table) -> list[tuple[str, bool]]:
+    """Each condition of the table as a phrase that states the least number of any method, and whether it is met."""
+    found = []
+    for column in (column for column in table.columns if column.least):
+        rows = summary[(summary["column"] == column.header) & (summary["status"] == "ok")].to_dict("records")
+        if not rows:
+            found.append((f"{column.header}: not measured", True))
+            continue
+        lowest = min(rows, key=lambda row: row["value"])
+        bound = column.least.get(lowest["preset"])
+        asked = f"no bound at preset {lowest['preset']}" if bound is None else f"at least {bound:g}"
+        number = f"{column.header} {lowest['value']:.{column.digits}f}"
+        found.append(
+            (f"{number} ({lowest['cells']} cells of {lowest['n']} rows; {asked})", lowest["value"] >= (bound or 0))
+        )
+    return found
+
+
+def refuse(summary: pd.DataFrame, table: Table) -> None:
+    """Raises UserError where a condition of the table is not met: its numbers would not mean what they say."""
+    if failed := [phrase for phrase, met in conditions(summary, table) if not met]:
+        metrics = dict.fromkeys(column.metric for column in table.columns if column.least)
+        advice = " and ".join(f"bench info {metric}" for metric in metrics)
+        raise UserError(f"{table.id} is refused: {'; '.join(failed)}: what mends it is in {advice}")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -465,7 +497,7 @@ def render(
     At preset `paper` each column stands beside the paper's number and the difference (ours - paper);
     at any other preset the title says that they are not comparable, and the paper's numbers form a
     block of their own. `metrics`, `methods`: cards by name; `notes`: further caption lines; `color`:
-    for a terminal. Raises UserError for an unknown format and a metric without a card.
+    for a terminal. Raises UserError for an unknown format, a metric without a card and a condition that is not met.
     """
     writers = {
         "term": lambda page: _term(page, color),
@@ -478,6 +510,7 @@ def render(
         raise UserError(f"unknown format {format!r}{nearest(format, FORMATS)}")
     for column in table.columns:
         known_name(column.metric, metrics, "metric", table.id)
+    refuse(summary, table)
     return writers[format](_Composer(summary, table, paper, metrics, methods).page(notes))
 
 
@@ -493,20 +526,21 @@ class _Composer:
         methods: Mapping[str, MethodCard],
     ) -> None:
         self.table, self.metrics, self.methods = table, metrics, methods
+        self.columns = [column for column in table.columns if not column.least]
         self.summary = summary
         self.cells = {(row["method"], row["column"]): row for row in summary.to_dict("records")}
-        self.paper = {column.header: paper_values(paper, column) for column in table.columns}
+        self.paper = {column.header: paper_values(paper, column) for column in self.columns}
         self.preset = str(summary["preset"].iloc[0])
         self.error_kinds = {cell["stderr_over"] for cell in self.cells.values()}
         self.footnotes: dict[str, int] = {}
 
     def page(self, notes: Sequence[str]) -> Page:
-        table, printed = self.table, any(column.paper for column in self.table.columns)
+        table, printed = self.table, any(column.paper for column in self.columns)
         comparable = printed and self.preset == "paper"
-        proper = [column for column in table.columns if not column.block]
+        proper = [column for column in self.columns if not column.block]
         blocks = [self.beside_paper(proper) if comparable else self.ours("measured", proper)]
-        for title in dict.fromkeys(column.block for column in table.columns if column.block):
-            blocks.append(self.ours(title, [column for column in table.columns if column.block == title]))
+        for title in dict.fromkeys(column.block for column in self.columns if column.block):
+            blocks.append(self.ours(title, [column for column in self.columns if column.block == title]))
         blocks.append(self.ratios())
         if printed and not comparable:
             blocks.append(self.papers(proper))
@@ -600,10 +634,10 @@ class _Composer:
         """Values over the `chance` row's, for distances that chance gets wrong: shuffling leaves a marginal right."""
         chance = {
             column.header: self.cells["chance", column.header]["value"]
-            for column in self.table.columns
+            for column in self.columns
             if "chance" in self.table.sanity and self.better(column) == "lower" and not self.floor(column)
         }
-        columns = [column for column in self.table.columns if chance.get(column.header, math.nan) > 0]
+        columns = [column for column in self.columns if chance.get(column.header, math.nan) > 0]
         rows = []
         for method in self.table.methods if columns else ():
             values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
@@ -620,7 +654,7 @@ class _Composer:
     def cost(self) -> Block:
         rows = []
         for method in self.table.methods:
-            cells = [self.cells[method, column.header] for column in self.table.columns]
+            cells = [self.cells[method, column.header] for column in self.columns]
             versions = ", ".join(dict.fromkeys(cell["method_version"] for cell in cells if cell["method_version"]))
             seconds, parameters = (
                 next((cell[name] for cell in cells if not math.isnan(cell[name])), math.nan)
@@ -633,7 +667,8 @@ class _Composer:
         return Block("cost", ("version", "parameters", "training, s"), tuple(rows))
 
     def caption(self) -> tuple[str, ...]:
-        used = self.summary[self.summary["status"] == "ok"]
+        shown = self.summary["column"].isin([column.header for column in self.columns])
+        used = self.summary[shown & (self.summary["status"] == "ok")]
 
         def values(name: str, separator: str = ", ") -> str:
             several = (text.split("; ") for text in used[name] if text)
@@ -651,6 +686,8 @@ class _Composer:
         elif "rows" in self.error_kinds:
             lines.append(f"Mean over cells. {ONE_SEED}.")
         lines.append("Best in bold (* in a terminal), with ties inside one standard error of the difference.")
+        if stated := [phrase for phrase, _ in conditions(self.summary, self.table)]:
+            lines.append(f"{'; '.join(stated)}.")
         return tuple(lines)
 
 

@@ -108,7 +108,7 @@ CARD = DatasetCard(
             "ema_updates": (500, "budget"),
             "encoder_width": (32, "budget"),
             "encoder_depth": (1, "budget"),
-            "decoder_width": (64, "budget"),
+            "decoder_width": (48, "budget"),
             "decoder_depth": (1, "budget"),
             "label_width": (128, "budget"),
             "patch": (2, "budget"),

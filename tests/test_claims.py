@@ -10,10 +10,13 @@ from benchmark.api import UserError
 from benchmark.claims import ALPHA, check_claims, compare, load_claims, render_claims
 from benchmark.records import Record, frame_of
 from benchmark.registry import index
-from benchmark.tables import RESULTS, load_paper
+from benchmark.tables import RESULTS, load_paper, load_table
 
-METRICS = {"shared_mse", "swd"}
-MODALITIES = {"gaussian_mixture": ("a", "b", "c")}
+METRICS = index("metric")
+MODALITIES = {
+    "gaussian_mixture": ("a", "b", "c"),
+    "polymnist_quadrant_labels": ("image1", "image2", "image3", "digit", "quadrant"),
+}
 CELLS = {
     "one_to_one": [(i, j) for i in "abc" for j in "abc" if i != j],
     "many_to_one": [("b+c", "a"), ("a+c", "b"), ("a+b", "c")],
@@ -64,7 +67,8 @@ def measured(changes=(), seeds=5, noise=0.05):
 
 @pytest.fixture(scope="module")
 def claims():
-    return load_claims(METRICS)
+    """Those of Table 5."""
+    return [claim for claim in load_claims(METRICS) if claim.table == "table5"]
 
 
 def answers(frame, claims, *ids):
@@ -280,7 +284,12 @@ def test_other_presets_are_not_seen(claims):
         ('relation = "below"', 'relation = "belw"', "unknown relation 'belw': did you mean 'below'?"),
         ('["uncond", "swd"]', '["uncond", "swdd"]', "muni_best_fidelity: unknown metric 'swdd': did you mean 'swd'?"),
         ('["uncond", "swd"]', '["uncnd", "swd"]', "unknown task 'uncnd'"),
-        ('["uncond", "swd"]', '"swd"', "write [task, metric]"),
+        ('["uncond", "swd"]', "7", "write [task, metric]"),
+        (
+            '["uncond", "swd"]',
+            '"uncond. fidd."',
+            "unknown column of table5 'uncond. fidd.': did you mean 'uncond. fid.'?",
+        ),
         ("subject =", "subjct =", "unknown key 'subjct': did you mean 'subject'?"),
         ("factor = 10.0", "factor = -1.0", "must be positive"),
         ('id = "muni_best_fidelity"', 'id = "muni_best_2to1"', "two claims have the id"),
@@ -298,10 +307,6 @@ def test_a_faulty_file_is_refused(tmp_path, old, new, message):
     assert "claims.toml" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_file_names_metrics_that_exist():
-    assert len(load_claims(index("metric"))) == 24
-
-
 def test_pages(claims):
     found = answers(measured(), claims)
     text = render_claims(found, "term")
@@ -313,3 +318,115 @@ def test_pages(claims):
     assert render_claims(found, "md") == render_claims(answers(measured().sample(frac=1, random_state=1), claims), "md")
     with pytest.raises(UserError, match="unknown format"):
         render_claims(found, "tex")
+
+
+# ------------------------------------------------------------------------------------------------ Tables 2 and 6
+
+NUMBERS = {  # the paper's Table 6, by method: digit, quadrant, both, coherence
+    method: [
+        None if chosen.empty else float(chosen["value"].iloc[0])
+        for given in ("digit", "quadrant", "digit+quadrant", "")
+        for chosen in [PAPER[(PAPER["table"] == "table6") & (PAPER["method"] == method) & (PAPER["given"] == given)]]
+    ]
+    for method in ("mvae", "mmvae", "mopoe", "helvae", "mmvaeplus", "shala", "muni")
+}
+COLUMNS = ("Digit", "Quadrant", "Both", "Coherence")
+
+
+@pytest.fixture(scope="module")
+def of_labels():
+    return [claim for claim in load_claims(METRICS) if claim.table in ("table2", "table6")]
+
+
+def labelled(changes=(), seeds=3, noise=0.0005, verifier=(0.98, 1.0), preset="cpu"):
+    """Rows in which every method scores what the paper's Table 6 prints, with noise over seeds; then `changes`."""
+    table = load_table("table6", METRICS)
+    draws = np.random.default_rng(0)
+    records = []
+    for column in table.columns:
+        cells = column.cells(table.dataset, MODALITIES[table.dataset])
+        for method, numbers in NUMBERS.items():
+            if column.block:
+                continue
+            if column.header in COLUMNS:
+                number = dict(changes).get((method, column.header), numbers[COLUMNS.index(column.header)])
+            else:
+                number = verifier["quadrant" in column.header]
+            for seed in range(seeds):
+                value = None if number is None else number * math.exp(noise * draws.standard_normal())
+                for cell in cells:
+                    key = (
+                        preset,
+                        table.dataset,
+                        "+".join(cell.given),
+                        "+".join(cell.want),
+                        method,
+                        column.metric,
+                        seed,
+                    )
+                    status = "ok" if number is not None else "n/a: ShaLa-style does not support many_to_one"
+                    records.append(
+                        Record(*key, value, None, 500, status, 1, 1, 1, "p", "bfloat16", "r", "s", "c", "2", "CPU")
+                    )
+    return frame_of(records)
+
+
+def test_the_papers_own_table_of_labels_answers_as_expected(of_labels):
+    found = check_claims(labelled(), of_labels, "cpu", MODALITIES, PAPER)
+    assert set(found["in_paper"]) == {"yes"}
+    assert set(found["verdict"]) == {"holds"}
+    assert len(of_labels) == found["claim"].nunique() == 22
+
+
+LABEL_REVERSALS = {
+    ("muni", "Digit"): (0.85, "muni_competitive_digit", "muni_competitive_digit_of_all", "shala_less_competitive"),
+    ("muni", "Quadrant"): (0.9, "muni_competitive_quadrant"),
+    ("muni", "Both"): (0.9, "muni_best_both", "muni_best_both_of_all"),
+    ("mopoe", "Both"): (0.7, "muni_leads_less_on_both", "mopoe_strong_both"),
+    ("muni", "Coherence"): (
+        0.4,
+        "muni_best_label_coherence",
+        "muni_best_label_coherence_of_all",
+        "mopoe_limited_label_coherence",
+    ),
+    ("mmvae", "Both"): (0.6, "mmvae_weak_both", "mmvae_ignores_a_label"),
+    ("mvae", "Coherence"): (5.0, "muni_best_label_coherence", "mvae_limited"),  # no rate, but its other columns are low
+    ("helvae", "Both"): (0.99, "mopoe_strong_both"),
+    ("helvae", "Coherence"): (0.7, "helvae_limited", "shala_second_coherence"),
+    ("mmvaeplus", "Digit"): (0.9, "mmvaeplus_improves_digit"),
+    ("mmvaeplus", "Both"): (0.5, "mmvaeplus_weak_both", "mmvaeplus_private_both"),
+    ("mmvaeplus", "Coherence"): (0.45, "mmvaeplus_weak_coherence", "mmvaeplus_private_coherence"),
+    ("shala", "Both"): (0.5, "shala_unsupported_both"),
+    ("shala", "Digit"): (0.95, "shala_less_competitive"),
+}
+
+
+def test_every_claim_on_labels_fails_under_a_planted_reversal(of_labels):
+    turned = set()
+    for place, (number, *ids) in LABEL_REVERSALS.items():
+        chosen = [claim for claim in of_labels if claim.id in ids]
+        found = check_claims(labelled({place: number}), chosen, "cpu", MODALITIES, PAPER)
+        assert dict(zip(found["claim"], found["verdict"], strict=True)) == dict.fromkeys(ids, "fails"), place
+        turned |= {*ids}
+    assert turned == {claim.id for claim in of_labels}
+
+
+def test_a_rate_of_zero_counts_as_half_a_success(of_labels):
+    chosen = [claim for claim in of_labels if claim.id == "muni_best_label_coherence"]
+    found = check_claims(labelled({("mvae", "Coherence"): 0.0}), chosen, "cpu", MODALITIES, PAPER).set_index("rival")
+    assert found.loc["mvae", "rival_verdict"] == "holds"
+    assert found.loc["mvae", "ratio"] == pytest.approx(0.4841 / (0.5 / 500), rel=0.01)
+
+
+def test_a_verifier_that_misreads_leaves_every_claim_open(of_labels):
+    for accuracies, named in (((0.95, 1.0), "verifier on digits"), ((0.98, 0.99), "verifier on quadrants")):
+        found = check_claims(labelled(verifier=accuracies), of_labels, "cpu", MODALITIES, PAPER)
+        assert set(found["verdict"]) == {"undecided"}
+        assert set(found["reason"].str.contains(named)) == {True}
+    found = check_claims(labelled(verifier=(0.5, 0.9), preset="smoke"), of_labels, "smoke", MODALITIES, PAPER)
+    assert "holds" in set(found["verdict"])  # smoke asks for nothing
+
+
+def test_claims_of_labels_without_rows_are_undecided(of_labels):
+    found = check_claims(labelled().iloc[:0], of_labels, "cpu", MODALITIES, PAPER)
+    assert set(found["verdict"]) == {"undecided"}

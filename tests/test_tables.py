@@ -132,6 +132,8 @@ def page(table, frame, preset="cpu", format="md", **options):
         ("paper = { table", "paper = { tabel", "paper: unknown key 'tabel'"),
         ('task = "uncond"', 'cells = [{ givn = [], want = ["a"] }]', "cells: unknown key 'givn'"),
         ("digits = 4", 'digits = 4\nbetter = "lowr"', "better: unknown direction 'lowr': did you mean 'lower'?"),
+        ("digits = 4", "digits = 4\nleast = { cpuu = 0.9 }", "least: unknown key 'cpuu': did you mean 'cpu'?"),
+        ("digits = 4", "digits = 4\nleast = { cpu = 1 }", "least: cpu = 1 is not of type float"),
         ('id = "table5"', 'id = "table5', "not valid TOML"),
     ],
 )
@@ -275,6 +277,70 @@ def test_one_key_has_one_number_and_an_error_gives_way(table):
     tried = pd.concat([frame, again.assign(status="error: disk full", value=float("nan"))])
     before, after = (summarise(rows, table, "cpu", MODALITIES) for rows in (frame, tried))
     pd.testing.assert_frame_equal(after, before)
+
+
+# ------------------------------------------------------------------------------------------------ conditions
+
+
+@pytest.fixture(scope="module")
+def conditioned(table):
+    """The table with a condition: `energy_score` of at least 0.9, but for smoke."""
+    least = dict.fromkeys(("cpu", "gpu", "paper"), 0.9)
+    condition = Column("ruler on real rows", "energy_score", 3, "one_to_one", least=least)
+    columns = (*(column for column in table.columns if column.metric != "energy_score"), condition)
+    return dataclasses.replace(table, columns=columns)
+
+
+def ruled(table, value, preset="cpu"):
+    return measured(table, lambda *place: value if place[1].least else plain(*place), preset)
+
+
+def test_a_condition_that_is_met_is_stated_and_is_no_column(conditioned):
+    for format in ("term", "md", "html", "tex"):
+        text = page(conditioned, ruled(conditioned, 0.95), format=format).replace("\n", " ")
+        assert "ruler on real rows 0.950 (6 cells of 2048 rows; at least 0.9)." in text
+        assert text.count("ruler") == 1
+        assert "energy" not in text
+    assert "ruler" not in page(conditioned, ruled(conditioned, 0.95), format="csv")
+    asked = {metric for job in conditioned.jobs("cpu", MODALITIES) for _, metric in job.scores}
+    assert "energy_score" in asked
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_condition_that_is_not_met_refuses_the_table(conditioned, format):
+    refusal = r"table5 is refused: ruler on real rows 0.800 \(6 cells of 2048 rows; at least 0.9\): what mends it is in"
+    with pytest.raises(UserError, match=refusal + " bench info energy_score"):
+        page(conditioned, ruled(conditioned, 0.8), format=format)
+    frame = ruled(conditioned, 0.95)
+    one = (frame["method"] == "muni") & (frame["metric"] == "energy_score")
+    frame.loc[one, "value"] = 0.8  # the least of any method counts
+    with pytest.raises(UserError, match="table5 is refused"):
+        page(conditioned, frame, format=format)
+
+
+def test_a_preset_without_a_bound_states_the_number_and_goes_on(conditioned):
+    text = page(conditioned, ruled(conditioned, 0.2, "smoke"), "smoke")
+    assert "ruler on real rows 0.200 (6 cells of 2048 rows; no bound at preset smoke)." in text
+
+
+def test_a_condition_that_was_not_measured_is_said(conditioned):
+    frame = ruled(conditioned, 0.95)
+    assert "ruler on real rows: not measured." in page(conditioned, frame[frame["metric"] != "energy_score"])
+
+
+def test_the_tables_of_labels_have_the_same_columns_and_the_papers_numbers():
+    names = ("image1", "image2", "image3", "digit", "quadrant")
+    paper, tables = load_paper(), [load_table(name, index("metric")) for name in ("table2", "table6")]
+    for table in tables:
+        printed = {column.header: paper_values(paper, column) for column in table.columns if column.paper}
+        assert [values["muni"] for values in printed.values()] == [0.9131, 0.9999, 0.9346, 0.4841]
+        assert ["shala" in values for values in printed.values()] == [table.id == "table6" and k != 2 for k in range(4)]
+        assert {column.metric for column in table.columns if column.least} == {"verifier_accuracy"}
+        assert [column.least["cpu"] for column in table.columns if column.least] == [0.97, 0.999]
+    plain = [tuple(dataclasses.replace(column, paper={}) for column in table.columns) for table in tables]
+    assert plain[0] == plain[1]
+    first, second = (table.jobs("cpu", names, ["muni"], [0])[0].scores for table in tables)
+    assert first == second  # Table 2 costs nothing after Table 6
 
 
 # ------------------------------------------------------------------------------------------------ pages

@@ -1,0 +1,56 @@
+"""The authors' verifier: SegFormer MiT-B0, fine-tuned (a dataset asks for it with `verifier = "segformer"`).
+
+Needs transformers (extra image-text-audio). The pretrained weights come from the folder `mit-b0` below
+$MUNI_BENCH_DATA, or else from Hugging Face as nvidia/mit-b0; a verifier that is cached needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.api import UserError
+
+HUB = "nvidia/mit-b0"
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that it was pretrained on
+
+
+class Segformer(nn.Module):
+    """(rows, 3, side, side) in [0, 1] -> (rows, features): the mean over places of the last map, projected."""
+
+    rate, updates = 3e-4, 10_000  # assumed: the authors state none
+
+    def __init__(self, features: int, **sizes: Any) -> None:
+        """sizes: fields of SegformerConfig, whose defaults are MiT-B0's. Raises UserError without transformers."""
+        super().__init__()
+        try:
+            transformers = importlib.import_module("transformers")
+        except ImportError:
+            raise UserError(
+                "the SegFormer verifier needs transformers: pip install 'muni-bench[image-text-audio]'"
+            ) from None
+        self.encoder = transformers.SegformerModel(transformers.SegformerConfig(**sizes))
+        self.project = nn.Linear(self.encoder.config.hidden_sizes[-1], features)
+
+    def pretrain(self) -> None:
+        """Take the pretrained weights of MiT-B0. Raises UserError where they are not to be had."""
+        own = Path(os.environ.get("MUNI_BENCH_DATA", "")) / "mit-b0"
+        source = str(own) if own.is_dir() else HUB
+        try:
+            loaded = type(self.encoder).from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{source} cannot be loaded ({reason}): put its files into $MUNI_BENCH_DATA/mit-b0"
+            ) from None
+        self.encoder.load_state_dict(loaded.state_dict())
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        mean, spread = (torch.tensor(each, device=pictures.device).view(1, 3, 1, 1) for each in (MEAN, SPREAD))
+        places = self.encoder((pictures - mean) / spread).last_hidden_state
+        return self.project(places.flatten(2).mean(2))

@@ -1,0 +1,315 @@
+"""The verifier: a small network that reads the labels off a picture, trained by the suite on a split of its own.
+
+It learns from the dataset's split `verifier`, the pictures of every view as examples of one kind, and is a function of
+the dataset's identity, of that split's size, and of the code of both. It is trained once and kept, with its accuracy on
+real test pictures, as `verifiers/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-bench. It is frozen, and
+in eval mode: three minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import inspect
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from benchmark import registry
+from benchmark.api import Modality
+from benchmark.config import digest
+from benchmark.files import write_atomic
+from benchmark.runtime import Draws, seeded
+
+FEATURES = 64  # of a picture, for Fréchet distances
+ROWS, UPDATES, PASSES = 86, 1000, 5  # rows per update; at most so many updates, and passes through the split
+RATE, DECAY, WARM = 4e-3, 0.01, 0.2  # AdamW; the rate rises for a share of the updates and falls to zero
+BEND = 0.03  # how far training bends its pictures, in half sides
+CHUNK = 128  # pictures per call of the frozen network: always as many, so that no number depends on the batch
+TEST_ROWS = 2000  # on whose pictures the stated accuracy is measured, at most
+
+Say = Callable[[str], None]
+_known: dict[tuple[str, str], Verifier] = {}
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A network with weights to start from, which are fetched before it is trained, and with a recipe of its own."""
+
+    rate: float
+    updates: int
+
+    def pretrain(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """labels: {label: (rows,) int64}; features: (rows, FEATURES) float32."""
+
+    labels: dict[str, Tensor]
+    features: Tensor
+
+
+class Verifier(nn.Module):
+    """Reads pictures in raw units. `facts`: what its file says of it, `accuracy` by label and `pictures` among them."""
+
+    def __init__(self, body: nn.Module, labels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.body = body  # (rows, channels, side, side) in raw units -> (rows, FEATURES)
+        self.scale = nn.BatchNorm1d(FEATURES, affine=False)  # each feature of real pictures has variance 1
+        self.heads = nn.ModuleDict({label: nn.Linear(FEATURES, classes) for label, classes in labels.items()})
+        self.facts: dict[str, Any] = {}
+        self._kept: dict[Hashable, Any] = {}
+        self._readings = WeakTensorKeyDictionary()  # several metrics see one block of pictures
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (rows, FEATURES) and logits by label (rows, classes)."""
+        features = self.scale(self.body(pictures.contiguous(memory_format=torch.channels_last)))
+        return features, {label: head(functional.relu(features)) for label, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> Reading:
+        """Labels and features of (rows, channels, side, side). Raises ValueError where a picture is not finite.
+
+        A tensor that was read before, and has not changed since, costs nothing.
+        """
+        version = 0 if pictures.is_inference() else pictures._version
+        found = self._readings.get(pictures)
+        if found is None or found[0] != version:
+            if not torch.isfinite(pictures).all():
+                raise ValueError("a picture holds NaN or infinite values")
+            found = (version, self._read(pictures.float()))
+            self._readings[pictures] = found
+        return found[1]
+
+    def keep(self, key: Hashable, work: Callable[[], Any]) -> Any:
+        """What `work` answers, worked out once per key: what is read in real pictures serves every method and cell."""
+        if key not in self._kept:
+            self._kept[key] = work()
+        return self._kept[key]
+
+    def _read(self, pictures: Tensor) -> Reading:
+        features, labels = [], []
+        for chunk in pictures.split(CHUNK):
+            padded = functional.pad(chunk, (0, 0) * 3 + (0, CHUNK - len(chunk)))
+            found, logits = self(padded)
+            features.append(found[: len(chunk)].float())
+            labels.append({label: each[: len(chunk)].argmax(1) for label, each in logits.items()})
+        return Reading(
+            {label: torch.cat([each[label] for each in labels]) for label in self.heads}, torch.cat(features)
+        )
+
+
+def of(data: Any, device: str = "cpu", say: Say | None = None) -> Verifier:
+    """The dataset's verifier: the one of this process, else the cached one, else one that is trained now.
+
+    data: offers `identity`, the splits "verifier" and "test", and may name a `verifier`: "resnet" (the suite's own, if
+    it names none) or "segformer" (the authors' choice). say: gets a line now and then; stderr where it is None.
+    """
+    kind = getattr(data, "verifier", "resnet")
+    labels = {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
+    views = [modality for modality in data.modalities if modality.kind == "image"]
+    shape = views[0].shape
+    if any(view.shape != shape for view in views):
+        raise ValueError(f"the verifier reads pictures of one shape: {', '.join(str(view.shape) for view in views)}")
+    facts = {"identity": data.identity, "kind": kind, "labels": labels, "shape": list(shape)}
+    code = [registry.sources(Path(__file__)), registry.sources(Path(inspect.getfile(type(data))), with_card=False)]
+    facts |= {"rows": data.count("verifier"), "code": code}
+    key = digest(facts)
+    if (key, device) not in _known:
+        path, say = folder() / f"{key}.safetensors", say or _to_stderr
+        with seeded("verifier", data.identity):
+            network = Verifier(_body(kind, shape), labels)
+        with _alone(path):
+            if not _load(network, path, facts, say):
+                _train(network.to(device), data, facts, views, device, say)
+                _store(network, path, say)
+        _known[key, device] = network.to(device).eval().requires_grad_(False)
+    return _known[key, device]
+
+
+def folder() -> Path:
+    """Where verifiers are kept."""
+    return Path(os.environ.get("MUNI_BENCH_CACHE") or Path.home() / ".cache" / "muni-bench") / "verifiers"
+
+
+# ---------------------------------------------------------------------------------------------- the network
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions beside a straight way; half the side and twice the channels where `halve`."""
+
+    def __init__(self, channels: int, halve: bool) -> None:
+        super().__init__()
+        wide, stride = channels * (1 + halve), 1 + halve
+        self.first = nn.Sequential(nn.Conv2d(channels, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide))
+        self.second = nn.Sequential(nn.Conv2d(wide, wide, 3, 1, 1, bias=False), nn.BatchNorm2d(wide))
+        self.straight = nn.Conv2d(channels, wide, 1, stride, bias=False) if halve else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.second(functional.relu(self.first(x))) + self.straight(x))
+
+
+def resnet(shape: tuple[int, ...]) -> nn.Sequential:
+    """About 0.34 M weights whatever the side (16, 32, 64): the map halves down to 4 x 4, where it has 128 channels, and
+    is pooled to 2 x 2, so that it still knows where in the picture a digit stands."""
+    channels, side = shape[0], shape[-1]
+    width = 512 // side
+    layers: list[nn.Module] = [
+        nn.BatchNorm2d(channels, affine=False),  # standardises
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        Residual(width, halve=False),
+    ]
+    while side > 4:
+        layers.append(Residual(width, halve=True))
+        width, side = 2 * width, side // 2
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, FEATURES))
+
+
+def _body(kind: str, shape: tuple[int, ...]) -> nn.Module:
+    if kind == "resnet":
+        return resnet(shape)
+    from benchmark.metrics.segformer import Segformer
+
+    return Segformer(FEATURES)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def _train(
+    network: Verifier, data: Any, facts: Mapping[str, Any], views: list[Modality], device: str, say: Say
+) -> None:
+    """Train on the split `verifier`, measure on the test split, and write down both in `network.facts`."""
+    names, count = [view.name for view in views], data.count("verifier")
+    own = network.body if isinstance(network.body, Pretrained) else None
+    rate = own.rate if own else RATE
+    updates = min(own.updates if own else UPDATES, math.ceil(PASSES * count / ROWS))
+    if own:
+        own.pretrain()
+    network.to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=DECAY)
+    started = said = time.monotonic()
+    say(f"verifier of {data.identity}: training, once for this machine, {updates} updates")
+    for update in range(updates):
+        draws = Draws("verifier", data.identity, update, rows=ROWS, block=ROWS, device=device)
+        rows = data.rows("verifier", draws.integers("rows", count))
+        pictures = _bent(torch.cat([rows[name] for name in names]), draws)
+        done = (update + 0.5) / updates
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(done / WARM, (1 - done) / (1 - WARM))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_bfloat16(device)):
+            _, logits = network(pictures)
+        losses = [
+            functional.cross_entropy(each.float(), rows[label].repeat(len(names))) for label, each in logits.items()
+        ]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        if (now := time.monotonic()) - said > 15:
+            left, said = (now - started) / (update + 1) * (updates - update - 1), now
+            say(f"verifier of {data.identity}: {100 * (update + 1) // updates} %, {left:.0f} s left")
+    network.eval().requires_grad_(False)
+    measured = accuracy(network, data, names, device)
+    network.facts = {**facts, **measured, "updates": updates, "torch": torch.__version__}
+    network.facts["seconds"] = round(time.monotonic() - started, 1)
+    right = ", ".join(f"{label} {share:.4f}" for label, share in measured["accuracy"].items())
+    say(f"verifier of {data.identity}: {right} on {measured['pictures']} real test pictures")
+
+
+def _bent(pictures: Tensor, draws: Draws) -> Tensor:
+    """The pictures under a smooth random displacement of about BEND of their half side: other handwriting, other
+    photographs, the same labels. Reflected at the borders."""
+    per_row = len(pictures) // draws.rows
+    bend = BEND * draws.normal("bend", per_row, 2, 5, 5).transpose(0, 1).flatten(0, 1)
+    field = functional.interpolate(bend, size=pictures.shape[2:], mode="bicubic", align_corners=True)
+    still = functional.affine_grid(torch.eye(2, 3, device=pictures.device)[None], [1, *pictures.shape[1:]], False)
+    return functional.grid_sample(pictures, still + field.permute(0, 2, 3, 1), "bilinear", "reflection", False)
+
+
+def _bfloat16(device: str) -> bool:
+    """Whether half the bits are faster: on a GPU, and on processors that have instructions for them."""
+    return not device.startswith("cpu") or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def real_rows(data: Any, device: str) -> dict[str, Tensor]:
+    """At most TEST_ROWS of the test split's second half: the authors train their verifier on what is our first."""
+    half = data.count("test") // 2
+    return data.rows("test", torch.arange(half, half + min(TEST_ROWS, half), device=device))
+
+
+def accuracy(network: Verifier, data: Any, names: list[str], device: str) -> dict[str, Any]:
+    """Its accuracy by label on every view of the real rows, and how many pictures they are."""
+    rows = real_rows(data, device)
+    readings = [network.read(rows[name]).labels for name in names]
+    right = {
+        label: torch.cat([labels[label] == rows[label] for labels in readings]).double().mean().item()
+        for label in network.heads
+    }
+    return {"accuracy": right, "pictures": len(rows[names[0]]) * len(names)}
+
+
+# ---------------------------------------------------------------------------------------------- the cache
+
+
+def _load(network: Verifier, path: Path, facts: Mapping[str, Any], say: Say) -> bool:
+    """Whether the file had this verifier; one line where it is damaged."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            stored = json.loads(file.metadata()["verifier"])
+            if any(stored[name] != value for name, value in facts.items()):
+                raise ValueError("it is another verifier's")
+            network.load_state_dict({name: file.get_tensor(name) for name in network.state_dict()})
+            network.facts = stored
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        say(f"{path} cannot be used ({' '.join(str(error).split())}): training the verifier anew")
+        return False
+    return True
+
+
+def _store(network: Verifier, path: Path, say: Say) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    try:
+        write_atomic(path, save(tensors, metadata={"verifier": json.dumps(network.facts)}))
+    except OSError as error:
+        say(f"{path} cannot be written ({error.strerror}), so the next command trains again: set MUNI_BENCH_CACHE")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process trains, and those that wait find its file; without a lock where a folder takes no files."""
+    if path.exists():
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,282 @@
+"""The verifier learns, is trained once, is told apart by what it depends on, and reads alike whatever the batch."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmark import registry
+from benchmark.api import Modality
+from benchmark.metrics import verifier
+from benchmark.runtime import Draws
+
+LABELS = {"digit": 3, "quadrant": 4}
+
+
+class Easy:
+    """Two pictures per row: a square in one quadrant, whose colour is the digit; the rest is faint noise."""
+
+    device = "cpu"
+
+    def __init__(self, identity="easy", side=16, rows=600):
+        self.identity, self.side, self.size = identity, side, rows
+        views = (Modality(name, (3, side, side), kind="image") for name in ("left", "right"))
+        self.modalities = (*views, *(Modality(name, (), kind="label", classes=n) for name, n in LABELS.items()))
+
+    def count(self, split):
+        return self.size
+
+    def rows(self, split, indices):
+        draws = Draws("easy", split, rows=self.size)
+        rows = {label: draws.integers(label, classes) for label, classes in LABELS.items()}
+        half, where = self.side // 2, torch.arange(self.size)
+        for name in ("left", "right"):
+            cells = 0.1 * draws.uniform(name, 3, self.side, self.side).reshape(-1, 3, 2, half, 2, half)
+            cells[where, rows["digit"], rows["quadrant"] // 2, :, rows["quadrant"] % 2] += 0.8
+            rows[name] = cells.reshape(-1, 3, self.side, self.side)
+        return {name: x[indices] for name, x in rows.items()}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty cache, and no verifier in memory."""
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(verifier, "_known", {})
+    return tmp_path / "verifiers"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Two updates: where it does not matter what is learnt."""
+    monkeypatch.setattr(verifier, "UPDATES", 2)
+    monkeypatch.setattr(verifier, "ROWS", 16)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def forget():
+    verifier._known.clear()
+
+
+def weights(network):
+    return torch.cat([x.flatten().double() for x in network.state_dict().values()])
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def test_it_learns_what_pictures_show_and_says_how_well(folder, monkeypatch):
+    monkeypatch.setattr(verifier, "UPDATES", 30)
+    data, lines = Easy(), []
+    before = torch.random.get_rng_state()
+    network = verifier.of(data, say=lines.append)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert min(network.facts["accuracy"].values()) > 0.99
+    assert network.facts["pictures"] == 600  # half of the test rows, both views
+    rows = data.rows("test", torch.arange(300))
+    found = network.read(rows["right"])
+    assert {label: x.dtype for label, x in found.labels.items()} == dict.fromkeys(LABELS, torch.int64)
+    assert (found.labels["quadrant"] == rows["quadrant"]).double().mean() > 0.99
+    assert found.features.shape == (300, verifier.FEATURES)
+    assert "30 updates" in lines[0] and "on 600 real test pictures" in lines[-1]
+    (name,) = files(folder)
+    with safe_open(folder / name, "pt") as file:
+        facts = json.loads(file.metadata()["verifier"])
+    assert facts == network.facts
+    assert {"identity", "code", "accuracy", "pictures", "torch", "updates", "rows", "seconds"} <= facts.keys()
+
+
+def test_it_is_frozen_and_in_eval_mode(short):
+    for _ in range(2):  # trained, and from the file
+        network = verifier.of(Easy(), say=str)
+        assert not any(module.training for module in network.modules())
+        assert not any(weight.requires_grad for weight in network.parameters())
+        pictures = Easy().rows("test", torch.arange(9))["left"]
+        assert torch.equal(network.read(pictures).features, network.read(pictures.clone()).features)
+        forget()
+
+
+def test_dropout_would_be_off(short, monkeypatch):
+    plain = verifier.resnet
+    monkeypatch.setattr(verifier, "resnet", lambda shape: torch.nn.Sequential(plain(shape), torch.nn.Dropout(0.5)))
+    pictures = torch.rand(20, 3, 16, 16)
+    network = verifier.of(Easy(), say=str)
+    assert torch.equal(network.read(pictures).features, network.read(pictures.clone()).features)
+
+
+def test_training_is_a_function_of_the_identity_alone(short):
+    first = weights(verifier.of(Easy(), say=str))
+    torch.manual_seed(99)
+    for file in verifier.folder().glob("*"):
+        file.unlink()
+    forget()
+    assert torch.equal(weights(verifier.of(Easy(), say=str)), first)
+    assert not torch.equal(weights(verifier.of(Easy("other"), say=str)), first)
+
+
+def test_few_rows_are_passed_over_a_few_times(monkeypatch):
+    monkeypatch.setattr(verifier, "ROWS", 16)
+    network = verifier.of(Easy(rows=20), say=str)
+    assert network.facts["updates"] == math.ceil(verifier.PASSES * 20 / 16)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_its_size_does_not_depend_on_the_canvas(side):
+    network = verifier.Verifier(verifier.resnet((3, side, side)), {"digit": 10, "quadrant": 4}).eval()
+    assert 0.3e6 < sum(weight.numel() for weight in network.parameters()) < 0.45e6
+    assert network.read(torch.rand(2, 3, side, side)).features.shape == (2, 64)
+
+
+# ------------------------------------------------------------------------------------------ the cache
+
+
+def test_it_is_trained_once(short, folder, monkeypatch):
+    network = verifier.of(Easy(), say=str)
+    assert verifier.of(Easy()) is network
+    forget()
+    monkeypatch.setattr(verifier, "_train", None)  # whoever trains now fails
+    again = verifier.of(Easy())
+    assert again is not network
+    assert torch.equal(weights(again), weights(network))
+    assert again.facts == network.facts
+
+
+@pytest.mark.parametrize("damage", ["short", "empty", "other weights", "no facts", "another's facts"])
+def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
+    network = verifier.of(Easy(), say=str)
+    (name,) = files(folder)
+    content = (folder / name).read_bytes()
+    if damage == "short":
+        (folder / name).write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        (folder / name).write_bytes(b"")
+    else:
+        facts = {**network.facts, "identity": "another"} if damage == "another's facts" else network.facts
+        tensors = {"x": torch.zeros(1)} if damage == "other weights" else network.state_dict()
+        metadata = None if damage == "no facts" else {"verifier": json.dumps(facts)}
+        (folder / name).write_bytes(verifier.save(dict(tensors), metadata=metadata))
+    forget()
+    lines = []
+    again = verifier.of(Easy(), say=lines.append)
+    assert torch.equal(weights(again), weights(network))
+    assert f"{name} cannot be used (" in lines[0] and "training the verifier anew" in lines[0]
+    assert all("\n" not in line for line in lines)
+    forget()
+    assert verifier.of(Easy(), say=pytest.fail).facts == again.facts
+
+
+def test_what_it_depends_on_tells_verifiers_apart(short, folder, monkeypatch):
+    for data in (Easy(), Easy("other"), Easy(rows=50), Easy(side=32)):
+        verifier.of(data, say=str)
+    assert len(files(folder)) == 4
+    monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
+    verifier.of(Easy(), say=str)
+    assert len(files(folder)) == 5
+
+
+def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "file"))
+    lines = []
+    network = verifier.of(Easy(), say=lines.append)
+    assert "cannot be written" in lines[-1] and "MUNI_BENCH_CACHE" in lines[-1]
+    assert verifier.of(Easy()) is network
+
+
+def test_the_cache_is_below_home_unless_it_is_set(monkeypatch, tmp_path):
+    monkeypatch.delenv("MUNI_BENCH_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert verifier.folder() == tmp_path / ".cache" / "muni-bench" / "verifiers"
+
+
+def test_it_speaks_on_stderr(short, capsys):
+    verifier.of(Easy())
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("verifier of easy: training, once for this machine, 2 updates\n")
+
+
+def test_pictures_of_several_shapes_are_refused():
+    data = Easy()
+    data.modalities = (*data.modalities, Modality("wide", (3, 16, 32), kind="image"))
+    with pytest.raises(ValueError, match="one shape"):
+        verifier.of(data)
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    made = verifier.Verifier(verifier.resnet((3, 32, 32)), {"digit": 10, "quadrant": 4})
+    with torch.no_grad():
+        made(torch.rand(300, 3, 32, 32))  # statistics of the layers
+    return made.eval().requires_grad_(False)
+
+
+def test_a_picture_is_read_alike_whatever_stands_beside_it(network):
+    pictures = torch.rand(300, 3, 32, 32)
+    whole = network.read(pictures)
+    for size in (37, 100, 256, 299):
+        parts = [network.read(part.clone()) for part in pictures.split(size)]
+        assert torch.equal(torch.cat([part.features for part in parts]), whole.features)
+        for label in whole.labels:
+            assert torch.equal(torch.cat([part.labels[label] for part in parts]), whole.labels[label])
+
+
+def test_one_tensor_is_read_once_unless_it_changes(network):
+    calls = []
+    hook = network.register_forward_hook(lambda *_: calls.append(1))
+    pictures = torch.rand(5, 3, 32, 32)
+    assert network.read(pictures) is network.read(pictures)
+    assert len(calls) == 1
+    pictures[0] = 0
+    network.read(pictures)
+    network.read(pictures[:3])
+    assert len(calls) == 3
+    assert len(network._readings) == 1  # readings go when their pictures do
+    hook.remove()
+
+
+def test_pictures_that_are_not_finite_are_refused(network):
+    for bad in (math.nan, math.inf):
+        pictures = torch.rand(2, 3, 32, 32)
+        pictures[1, 0, 0, 0] = bad
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            network.read(pictures)
+
+
+# ------------------------------------------------------------------------------------------ SegFormer
+
+
+def test_segformer_learns_and_reads_like_any_verifier(short, monkeypatch):
+    pytest.importorskip("transformers", reason="the SegFormer verifier needs transformers")
+    from benchmark.metrics.segformer import Segformer
+
+    tiny = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+    monkeypatch.setattr(verifier, "_body", lambda kind, shape: Segformer(verifier.FEATURES, **tiny))
+    monkeypatch.setattr(Segformer, "pretrain", lambda self: None)
+    monkeypatch.setattr(Segformer, "updates", 2)
+    data = Easy(side=64)
+    data.verifier = "segformer"
+    network = verifier.of(data, say=str)
+    assert network.facts["kind"] == "segformer"
+    found = network.read(data.rows("test", torch.arange(3))["left"])
+    assert found.features.shape == (3, verifier.FEATURES)
+
+
+def test_segformer_without_transformers_says_what_to_install(monkeypatch):
+    import sys
+
+    from benchmark.api import UserError
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    data = Easy()
+    data.verifier = "segformer"
+    with pytest.raises(UserError, match="needs transformers: pip install"):
+        verifier.of(data)
