@@ -166,3 +166,11 @@ def test_paper_networks_have_the_sizes_of_table_e2(method: str) -> None:
         assert 0 < gaps.pop("encoder") < 0.05
     assert all(abs(gap) < 0.02 for gap in gaps.values()), gaps
     assert abs(sizes(decoder_depth=2)["decoder"]) > 0.02
+
+
+@pytest.mark.parametrize("width", [8, 24, 56])
+def test_widths_need_not_be_multiples_of_a_group(width: int) -> None:
+    x, t, z = drawn(2, 3, SIDE, SIDE).float(), torch.full((2,), 0.4), drawn(2, CONDITIONS, name="z").float()
+    made = ImageVelocity(VIEWS, SIDE, 3, CONDITIONS, width, 1, 2)
+    assert made(x, t, made.condition(z, torch.tensor([0, 2]))).isfinite().all()
+    assert ImageEncoder(VIEWS, SIDE, 3, width, 1, 2, OUTPUTS)(x.expand(VIEWS, -1, -1, -1, -1))[0].isfinite().all()
