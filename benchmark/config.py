@@ -85,6 +85,7 @@ class Config:
     variant: str = ""  # of the dataset, one of those that its card's notes name; presets differ in its canvas alone
     label_width: int = 0  # hidden width of the networks of labels
     patch: int = 1  # the image networks work on patches of this many pixels squared
+    image_time_location: float = 0.0  # mean logit of the times that image decoders learn at; above 0: more noise
     guidance: float = 1.0  # of decoders by the latent, w in v(nothing) + w (v(z) - v(nothing)); 1: none
     condition_dropout: float = 0.0  # share of rows whose decoders are not told the latent, as guidance needs
 

@@ -73,12 +73,17 @@ def _training(trainer: Trainer, device: str) -> Iterator[str]:
         trainer.average.requires_grad_(False)
     floor = _floor(products.calls, recycle=False)
     step, alone = _alternate(lambda: trainer.update(), floor, device)
-    yield f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}"
+    yield (
+        f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}   "
+        f"({rows / step:.0f} rows/s)"
+    )
     both, once = _alternate(lambda: forward().backward(), forward, device)
     yield (
         f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
         f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average"
     )
+    compose, _ = _alternate(lambda: trainer.data.rows("train", draws.integers("rows", rows)), lambda: None, device)
+    yield f"  composing its batch takes {1e3 * compose:.2f} ms, {compose / step:.1%} of it"
 
 
 def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
@@ -103,7 +108,8 @@ def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
 
 def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]:
     names = tuple(modality.name for modality in data.modalities)
-    cell, rows = Cell("", (), names), 1024
+    pictures = sum(modality.kind == "image" for modality in data.modalities)
+    cell, rows = Cell("", (), names), 64 if pictures else 1024
 
     def sample() -> None:
         with torch.no_grad(), autocast(config, device):
@@ -113,9 +119,10 @@ def _sampling(method: Any, data: Any, config: Any, device: str) -> Iterator[str]
         sample()
     floor = _floor(products.calls, recycle=True)
     spent, alone = _alternate(sample, floor, device, steps=1)
+    rate = f", {rows * pictures / spent:.1f} pictures/s" if pictures else ""
     yield (
         f"sampling       {1e3 * spent:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {spent / alone:.2f}   "
-        f"({rows} rows of all modalities from nothing)"
+        f"({rows} rows of all modalities from nothing{rate})"
     )
 
 

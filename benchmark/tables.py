@@ -66,7 +66,8 @@ class Job:
 class Column:
     """One number per method: the mean of `metric` over the cells of `task`, or over the cells that are listed.
 
-    `paper`: what selects the column's numbers in results/paper.csv; empty where the paper has none.
+    `paper`: what selects the column's numbers in results/paper.csv; empty where the paper has none. In a file its
+    `table` is the file's id where none is named.
     `block`: columns of one block stand together; the empty one is the table proper.
     `better`: "higher", "lower", "neither", or empty for the metric's own direction.
     `least`: preset -> what every method's number must reach, or the table is refused. Such a column is a condition: the
@@ -168,6 +169,8 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
             raise UserError(f"unknown table {str(source)!r}{nearest(str(source), known)}")
         path = RESULTS / "tables" / f"{source}.toml"
     raw = read_toml(path)
+    if "columns" in raw:
+        raw["column"] = _columns_of(raw.pop("columns"), path)
     checked(
         raw,
         {"id": str, "title": str, "dataset": str, "methods": list, "sanity": list, "seeds": dict, "column": list},
@@ -179,7 +182,8 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
         if not isinstance(count, int) or count < 1:
             raise UserError(f"{path.name}: seeds: {preset} = {count!r}: write a whole number of at least 1")
     columns = tuple(
-        _column(entry, f"{path.name}: column {place}", metrics) for place, entry in enumerate(raw["column"], 1)
+        _column(entry, f"{path.name}: column {place}", metrics, raw["id"])
+        for place, entry in enumerate(raw["column"], 1)
     )
     headers = [column.header for column in columns]
     if twice := [header for header in headers if headers.count(header) > 1]:
@@ -189,7 +193,14 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
     )
 
 
-def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Column:
+def _columns_of(other: Any, path: Path) -> Any:
+    """The columns of another table beside it, which this one shares."""
+    known = [file.stem for file in sorted(path.parent.glob("*.toml")) if "column" in read_toml(file)]
+    known_name(other, known, "table", f"{path.name}: columns")
+    return read_toml(path.parent / f"{other}.toml")["column"]
+
+
+def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str) -> Column:
     checked(
         raw,
         {"header": str, "metric": str, "digits": int},
@@ -215,7 +226,7 @@ def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -> Col
         raw["digits"],
         raw.get("task", ""),
         listed,
-        raw.get("paper", {}),
+        {"table": table, **raw["paper"]} if "paper" in raw else {},
         raw.get("block", ""),
         raw.get("better", ""),
         raw.get("least", {}),

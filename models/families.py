@@ -22,7 +22,9 @@ from benchmark.config import Config
 from benchmark.runtime import Draws
 from models.flow import euler, logit_normal, matching_loss
 from models.images import ImageEncoder, ImageVelocity
-from models.networks import Classifier, Encoder, VelocityNetwork
+from models.networks import Encoder, StackedLinear, VelocityNetwork
+
+LOG_VARIANCE = -2.0  # of a label's expert at the start
 
 
 class Family(nn.Module):
@@ -103,16 +105,25 @@ class Vectors(Family):
 
 
 class Labels(Family):
-    """Class labels: one-hot in, a classifier out. A generated label is the likeliest one."""
+    """Class labels: one-hot in, a linear classifier out. A generated label is the likeliest one.
+
+    The classifier is linear and the experts start as codes of their own, one per class and with little noise, so that
+    there is one direction per class from the first update on, and the pictures' experts find it. From N(0, 1) alone a
+    label that is detached from its own decoder says nothing until pictures of it can be drawn (docs, Networks).
+    """
 
     def build(self, like: Modality, outputs: int, conditions: int) -> None:
         self.classes, width, count = like.classes, self.config.label_width, len(self.names)
         self.encoder = Encoder(count, self.classes, width, 1, outputs)
-        self.decoder = Classifier(count, conditions, width, self.classes)
+        with torch.no_grad():
+            weight, bias = self.encoder.skip.parameters()
+            weight[..., :outputs].normal_()
+            bias[..., outputs:] = LOG_VARIANCE
+        self.decoder = StackedLinear(count, conditions, self.classes, zero=True)
 
     def standardise(self, x: Tensor) -> Tensor:
         """One-hot: no class is zero, whatever the row observed, and masks keep unobserved experts out."""
-        return functional.one_hot(x, self.classes).to(self.decoder.leave.weight.dtype)
+        return functional.one_hot(x, self.classes).to(self.decoder.weight.dtype)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(x)
@@ -154,7 +165,7 @@ class Images(Family):
         passed = draws.uniform("drawn view") * number
         view = (targets.cumsum(0) <= passed).sum(0).clamp(max=len(self.names) - 1)
         row = torch.arange(x.shape[1], device=x.device)
-        t = logit_normal(draws.normal("reconstruction time"))
+        t = logit_normal(draws.normal("reconstruction time"), self.config.image_time_location)
         noise = draws.normal("reconstruction noise", *self.shape)
         told = draws.uniform("told") >= self.config.condition_dropout
         condition = self.decoder.condition(z[view, row], view, told)

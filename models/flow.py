@@ -30,9 +30,9 @@ def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
-def logit_normal(normal: Tensor) -> Tensor:
-    """Times in (0, 1) whose logits are the standard normal numbers given (paper, App. D)."""
-    return torch.sigmoid(normal)
+def logit_normal(normal: Tensor, location: float = 0.0) -> Tensor:
+    """Times in (0, 1) whose logits are the standard normal numbers given (paper, App. D), moved by `location`."""
+    return torch.sigmoid(normal + location)
 
 
 def elbo_weight(t: Tensor, ceiling: float = 100.0) -> Tensor:

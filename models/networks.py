@@ -63,19 +63,6 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-14.0, 6.0)
 
 
-class Classifier(nn.Module):
-    """Latent conditions (modalities, rows, conditions) -> logits (modalities, rows, classes)."""
-
-    def __init__(self, modalities: int, conditions: int, width: int, classes: int) -> None:
-        super().__init__()
-        self.enter = StackedLinear(modalities, conditions, width)
-        self.blocks = ResidualBlocks(modalities, width, 1)
-        self.leave = StackedLinear(modalities, width, classes, zero=True)
-
-    def forward(self, z: Tensor, which: slice = ALL) -> Tensor:
-        return self.leave(self.blocks(self.enter(z, which), which), which)
-
-
 class VelocityNetwork(nn.Module):
     """v(x_t, t | condition) of shape (modalities, rows, size), for t of shape (modalities, rows) or (1, 1).
 

@@ -129,7 +129,8 @@ def page(table, frame, preset="cpu", format="md", **options):
         ("cpu = 5", "cpuu = 5", "seeds: unknown preset 'cpuu': did you mean 'cpu'?"),
         ("cpu = 5", "cpu = 0", "cpu = 0: write a whole number"),
         ('header = "2→1 align."', 'header = "1→1 align."', "two columns have the header '1→1 align.'"),
-        ("paper = { table", "paper = { tabel", "paper: unknown key 'tabel'"),
+        ("paper = { task", "paper = { taks", "paper: unknown key 'taks': did you mean 'task'?"),
+        ("sanity =", 'columns = "tabel2"\nsanity =', "columns: unknown table 'tabel2'"),
         ('task = "uncond"', 'cells = [{ givn = [], want = ["a"] }]', "cells: unknown key 'givn'"),
         ("digits = 4", 'digits = 4\nbetter = "lowr"', "better: unknown direction 'lowr': did you mean 'lower'?"),
         ("digits = 4", "digits = 4\nleast = { cpuu = 0.9 }", "least: unknown key 'cpuu': did you mean 'cpu'?"),
@@ -159,6 +160,17 @@ def test_a_column_may_list_its_cells():
     with pytest.raises(UserError, match="no modality 'c'"):
         column.cells("d", ("a", "b"))
     assert Column("x", "swd", 2, listed=((("a",), ("factor:all",)),)).cells("d", ("a",))[0].want == ("factor:all",)
+
+
+def test_a_table_may_take_the_columns_of_another_beside_it(tmp_path):
+    mine = tmp_path / "mine.toml"
+    (tmp_path / "table5.toml").write_text((RESULTS / "tables" / "table5.toml").read_text())
+    text = (RESULTS / "tables" / "table6.toml").read_text()
+    mine.write_text(text.replace('columns = "table2"', 'columns = "table5"'))
+    assert [column.header for column in load_table(mine, METRICS).columns] == [
+        column.header for column in load_table("table5", METRICS).columns
+    ]
+    assert load_table(mine, METRICS).columns[0].paper["table"] == "table6"  # its own numbers stand beside them
 
 
 def test_every_table_in_the_repository_loads():
