@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from benchmark.evaluate import Result, evaluate_cell
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.tables import Job
-from benchmark.train import Progress, Trainer, load_average, write_file
+from benchmark.train import CHECKPOINT, Progress, Trainer, carry_on, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
@@ -56,6 +56,7 @@ class Run:
     dataset_card: DatasetCard
     config: Config
     sources: str
+    what: tuple[Any, ...]  # besides the configuration, all that its ids depend on
     run_id: str
     training_id: str
     directory: Path
@@ -87,11 +88,15 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
         ]
     )
     name, data = registry.stem(job.method), registry.stem(job.dataset)
-    training = {field: value for field, value in asdict(config).items() if field not in SCORING_FIELDS}
-    what = [name, data, job.seed, method_card.version, dataset_card.version, code]
-    run_id, training_id = digest([asdict(config), *what]), digest([training, *what])
+    what = (name, data, job.seed, method_card.version, dataset_card.version, code)
+    run_id, training_id = digest([asdict(config), *what]), _training_id(config, what)
     directory = runs / job.preset / data / name / f"seed{job.seed}-{training_id}"
-    return Run(job, method_card, dataset_card, config, code, run_id, training_id, directory)
+    return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory)
+
+
+def _training_id(config: Config, what: Sequence[Any]) -> str:
+    training = {field: value for field, value in asdict(config).items() if field not in SCORING_FIELDS}
+    return digest([training, *what])
 
 
 def missing(run: Run) -> list[tuple[Cell, str]]:
@@ -245,11 +250,35 @@ def _train(
 
 
 def trainer_of(run: Run, data: Any, device: str) -> Trainer:
-    """The run's trainer, at its checkpoint or at the start; the run's directory must exist."""
+    """The run's trainer, at its checkpoint, or where a shorter run of the same ended, or at the start; the run's
+    directory must exist."""
+    if not (run.directory / CHECKPOINT).exists():
+        _carry_on(run, device)
     method, average = build(run, data, device), build(run, data, device)
     return Trainer(
         method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.training_id, device
     )
+
+
+def _carry_on(run: Run, device: str) -> None:
+    """Begin where the longest run ended that differs in its number of updates alone, and has fewer.
+
+    Methods of several stages begin anew: their stages end at shares of the whole.
+    """
+    if len(run.method_card.stages) != 1:
+        return
+    shorter: dict[int, str] = {}
+    for path in run.directory.parent.glob(f"seed{run.job.seed}-*/config.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            updates = json.loads(path.read_text())["config"]["updates"]
+            name = _training_id(replace(run.config, updates=updates), run.what)
+            if updates < run.config.updates and path.parent.name == f"seed{run.job.seed}-{name}":
+                shorter[updates] = name
+    for _, name in sorted(shorter.items(), reverse=True):
+        if carry_on(
+            run.directory.with_name(f"seed{run.job.seed}-{name}"), name, run.directory, run.training_id, device
+        ):
+            return
 
 
 def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell, str]], list[Result]]:

@@ -214,6 +214,24 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def carry_on(shorter: Path, its_id: str, directory: Path, run_id: str, device: str) -> bool:
+    """Make a shorter run's checkpoint and log the start of this one; False where it has none that serves.
+
+    It serves where both are one training: no rate depends on how many updates are to come, and the draws of update k
+    are a function of (seed, k).
+    """
+    try:
+        tensors, facts = read_checkpoint(shorter / CHECKPOINT, its_id)
+        log = (shorter / LOG).read_bytes()
+    except (UserError, OSError):
+        return False
+    if facts["device"] != torch.device(device).type:
+        return False
+    write_file(directory / LOG, log)
+    write_file(directory / CHECKPOINT, save(tensors, metadata=facts | {"run_id": run_id}))
+    return True
+
+
 def load_average(model: nn.Module, directory: Path, run_id: str, budget: int) -> Progress | None:
     """Load the weight average of a run into `model` and return how far of `budget` updates it got; None without one."""
     path = directory / CHECKPOINT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -65,7 +66,11 @@ def updates_done(runs: Path) -> int:
 def assert_same_numbers(found: Path, expected: Path) -> None:
     """Equal rows and, bit by bit, equal weights, averages and optimiser states."""
     assert rows(found) == rows(expected) != []
-    tensors, others = load_file(checkpoint_of(found)), load_file(checkpoint_of(expected))
+    assert_same_state(checkpoint_of(found), checkpoint_of(expected))
+
+
+def assert_same_state(found: Path, expected: Path) -> None:
+    tensors, others = load_file(found), load_file(expected)
     assert tensors.keys() == others.keys()
     assert {name.split(".")[0] for name in tensors} == {"model", "average", "optimizer"}
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
@@ -146,6 +151,59 @@ def test_killed_at_the_calls_that_write(whole: Whole, runs: Path) -> None:
             assert not (runs / "results.csv").read_bytes().endswith(b"\n")
     assert run("muni", runs).status == 0
     assert_same_run(runs, whole("muni"))
+
+
+def test_pictures_and_labels_resume_too(runs: Path, tmp_path: Path) -> None:
+    def train(folder: Path, function: str, nth: int) -> None:
+        words = ["run", "--method", "muni", "--dataset", "polymnist_quadrant_labels", "--task", "uncond", *SMALL[:4]]
+        patch = partial(at_call, function, nth, processes.die)
+        answer = bench(*words, "--set", "updates=60", "--runs", folder, patches=[*OFTEN, patch])
+        assert answer.status == -signal.SIGKILL, answer.err
+
+    train(tmp_path / "whole", SCORE, 1)
+    for nth in (14, 3, 23):
+        train(runs, UPDATE, nth)
+    assert updates_done(runs) == 30
+    train(runs, SCORE, 1)
+    assert_same_state(checkpoint_of(runs), checkpoint_of(tmp_path / "whole"))
+
+
+def seed_folders(runs: Path) -> dict[int, Path]:
+    """Number of updates -> the checkpoint of the run that asked for so many."""
+    found = {path: json.loads((path.parent / "config.json").read_text()) for path in runs.rglob("*.safetensors")}
+    return {facts["config"]["updates"]: path for path, facts in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "first", "begins_at"),
+    [
+        ("muni", ["--set", "updates=60"], 60),
+        ("muni", ["--set", "updates=60", "--set", "learning_rate=0.002"], 0),  # another training
+        ("shala", ["--set", "updates=60"], 0),  # its second stage begins at half of the whole
+    ],
+)
+def test_a_longer_run_begins_where_a_shorter_one_ended(
+    method: str, first: list[str], begins_at: int, whole: Whole, runs: Path
+) -> None:
+    assert run(method, runs, more=(*first,)).status == 0
+    one_more = partial(at_call, UPDATE, UPDATES - begins_at + 1, processes.die)
+    assert run(method, runs, one_more).status == 0
+    assert_same_state(seed_folders(runs)[UPDATES], checkpoint_of(whole(method)))
+    shutil.rmtree(seed_folders(runs)[UPDATES].parent)
+    (runs / "results.csv").unlink()
+    the_last = partial(at_call, UPDATE, UPDATES - begins_at, processes.die)
+    assert run(method, runs, the_last).status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("damage", ["checkpoint.safetensors", "config.json", "train.jsonl"])
+def test_a_shorter_run_that_is_damaged_is_passed_over(damage: str, whole: Whole, runs: Path) -> None:
+    assert run("muni", runs, more=("--set", "updates=60")).status == 0
+    path = seed_folders(runs)[60].parent / damage
+    content = path.read_bytes()
+    path.unlink() if damage == "train.jsonl" else path.write_bytes(content[: len(content) // 2])
+    assert run("muni", runs).status == 0
+    shutil.rmtree(path.parent)
+    assert_same_state(checkpoint_of(runs), checkpoint_of(whole("muni")))
 
 
 def test_kill_9_of_the_command_itself(whole: Whole, runs: Path) -> None:
