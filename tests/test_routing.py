@@ -30,6 +30,7 @@ from benchmark.api import Inapplicable, Modality
 from benchmark.config import Config, resolve
 from benchmark.runtime import Draws, seeded
 from models.experts import hellinger, product
+from models.families import Images
 from models.latent import LatentModel
 from models.muni import MUNI
 from models.muni_hellinger import MUNIHellinger
@@ -38,7 +39,11 @@ from models.routes import Route, Subsets, all_subsets, draw_subsets
 TABLE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "routing.toml").read_text())
 RULES = {"product": product, "hellinger": hellinger}
 NUMBERS = "123"
-MODALITIES = tuple(Modality(number, (6,)) for number in NUMBERS)
+VECTORS = tuple(Modality(number, (6,)) for number in NUMBERS)
+PICTURES = (
+    *(Modality(number, (3, 8, 8), kind="image") for number in "12"),
+    Modality("3", (), kind="label", classes=5),
+)
 OBSERVED = ("123", "12", "13", "23")
 SUBSETS = ["".join(members) for size in (1, 2, 3) for members in combinations(NUMBERS, size)]
 SIDE = 420  # a multiple of every denominator in the table
@@ -110,6 +115,7 @@ def tables() -> Iterator[Routes]:
 @cache
 def configuration() -> Config:
     tiny = {"latent_size": 4, "private_size": 3, "encoder_grad_scale": 0.5, "prior_steps": 2, "decoder_steps": 2}
+    tiny |= {"label_width": 8, "patch": 2}
     tiny |= {
         f"{part}_{size}": value
         for part in ("encoder", "decoder", "prior")
@@ -123,13 +129,13 @@ def configuration() -> Config:
     ).config
 
 
-def build(method: type) -> LatentModel:
+def build(method: type, modalities: tuple[Modality, ...] = VECTORS) -> LatentModel:
     """A tiny model in general position: no weight is zero, so no gradient vanishes by initialisation."""
     with seeded("routing", method.__name__):
-        model = method(MODALITIES, configuration())
+        model = method(modalities, configuration())
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.normal_(0, 0.4)
+                parameter.normal_(0, 0.4 if modalities is VECTORS else 0.1)  # a picture has many more inputs
     return model
 
 
@@ -180,8 +186,8 @@ def tally(route: Route) -> Counter:
 # The checks. Each returns one line per entry in which a method departs from the table.
 
 
-def faults(method: type, table: Routes) -> list[str]:
-    model = build(method)
+def faults(method: type, table: Routes, modalities: tuple[Modality, ...] = VECTORS) -> list[str]:
+    model = build(method, modalities)
     every = drawn(model, table.observed, Enumeration())
     found = [*law_faults(every, table), *gradient_faults(model, every, table)]
     if table.observed == NUMBERS:
@@ -270,9 +276,14 @@ def route_of(every: Route, **part: str) -> Route:
     return replace(Route(every.given[row], every.targets[row], every.prior[row]), **{name: mask(subset, 4)})
 
 
-def batch_of(observed: str, rows: int = 4) -> dict[str, Tensor]:
-    draws = Draws("routing rows", rows=rows)
-    return {number: draws.normal(number, 6) for number in observed}
+def batch_of(observed: str, model: LatentModel) -> dict[str, Tensor]:
+    """Four rows."""
+    draws = Draws("routing rows", rows=4)
+    return {
+        each.name: draws.integers(each.name, each.classes) if each.classes else draws.normal(each.name, *each.shape)
+        for each in model.modalities
+        if each.name in observed
+    }
 
 
 def reached(model: LatentModel, observed: str, route: Route, stage: str, **overrides: float) -> set[str]:
@@ -282,7 +293,7 @@ def reached(model: LatentModel, observed: str, route: Route, stage: str, **overr
     model.config = replace(before, **overrides)
     model.routes = lambda observed, draws: route
     try:
-        loss, _ = model.loss(batch_of(observed), stage, Draws("routing", rows=4))
+        loss, _ = model.loss(batch_of(observed, model), stage, Draws("routing", rows=4))
     finally:
         del model.routes
         model.config = before
@@ -292,33 +303,45 @@ def reached(model: LatentModel, observed: str, route: Route, stage: str, **overr
 
 
 def parts(model: LatentModel) -> Iterator[tuple[str, list[Tensor]]]:
-    """Name and gradients of every part of a model; `expert i` is the head of its shared outputs, `body i` the rest."""
-    latent = model.config.latent_size
-    found = ((name.removeprefix("families.0."), p.grad) for name, p in model.named_parameters())
-    named = {name: gradient for name, gradient in found if gradient is not None}
-    assert all(torch.isfinite(gradient).all() for gradient in named.values())
-    heads = [
-        gradient.unflatten(-1, (2, -1))
-        for name, gradient in named.items()
-        if name.startswith(("encoder.skip", "encoder.leave"))
-    ]
-    body = [
-        gradient
-        for name, gradient in named.items()
-        if name.startswith("encoder.") and not name.startswith(("encoder.skip", "encoder.leave"))
-    ]
-    decoder = [gradient for name, gradient in named.items() if name.startswith("decoder.")]
-    auxiliary = [gradient for name, gradient in named.items() if name.startswith("auxiliary")]
+    """Name and gradients of every part of a model; `expert i` is the head of its shared outputs, `body i` the rest of
+    what it does not share with others."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    for place, (family, members) in enumerate(zip(model.families, model.parts, strict=True)):
+        prefix = f"families.{place}."
+        own = {name.removeprefix(prefix): gradient for name, gradient in found.items() if name.startswith(prefix)}
+        assert all(name.startswith(("encoder.", "decoder.")) for name in own)
+        of_member = of_picture if isinstance(family, Images) else of_stacked
+        for k, number in enumerate(NUMBERS[members]):
+            heads, body, decoder = of_member(own, k)
+            split = [head.unflatten(-1, (2, -1)) for head in heads]
+            yield f"expert {number}", [head[..., : model.config.latent_size] for head in split]
+            yield f"private {number}", [head[..., model.config.latent_size :] for head in split]
+            yield f"body {number}", body
+            yield f"decoder {number}", decoder
     for k, number in enumerate(NUMBERS):
-        yield f"expert {number}", [head[k][..., :latent] for head in heads]
-        yield f"private {number}", [head[k][..., latent:] for head in heads]
-        yield f"body {number}", [gradient[k] for gradient in body]
-        yield f"decoder {number}", [gradient[k] for gradient in decoder]
-        yield f"auxiliary {number}", [gradient[k] for gradient in auxiliary]
-    yield "prior", [gradient for name, gradient in named.items() if name.startswith("prior.")]
-    yield "fusion", [gradient for name, gradient in named.items() if name.startswith("fuse")]
-    known = ("encoder.", "decoder.", "prior.", "auxiliary", "fuse")
-    assert all(name.startswith(known) for name in named), "a part of the model that the table does not know"
+        yield f"auxiliary {number}", [gradient[k] for name, gradient in found.items() if name.startswith("auxiliary")]
+    yield "prior", [gradient for name, gradient in found.items() if name.startswith("prior.")]
+    yield "fusion", [gradient for name, gradient in found.items() if name.startswith("fuse")]
+    known = ("families.", "prior.", "auxiliary", "fuse")
+    assert all(name.startswith(known) for name in found), "a part of the model that the table does not know"
+
+
+Gradients = tuple[list[Tensor], list[Tensor], list[Tensor]]  # of the expert's head, of its body, of its decoder
+
+
+def of_stacked(named: Mapping[str, Tensor], k: int) -> Gradients:
+    """Vectors and labels: the k-th of the stacked networks."""
+    head = [gradient[k] for name, gradient in named.items() if name.startswith(("encoder.skip", "encoder.leave"))]
+    body = [gradient[k] for name, gradient in named.items() if name.startswith(("encoder.enter", "encoder.blocks"))]
+    return head, body, [gradient[k] for name, gradient in named.items() if name.startswith("decoder.")]
+
+
+def of_picture(named: Mapping[str, Tensor], k: int) -> Gradients:
+    """Views share their networks, but for the first layer, the head, and what the decoder is told of the view."""
+    head = [named[name][k] for name in ("encoder.head", "encoder.bias") if name in named]
+    body = [gradient for name, gradient in named.items() if name.startswith(f"encoder.enter.{k}.")]
+    return head, body, [named["decoder.view"][k]] if "decoder.view" in named else []
 
 
 def aggregate_faults(model: LatentModel, table: Routes) -> Iterator[str]:
@@ -349,7 +372,7 @@ def inference_faults(model: LatentModel, table: Routes) -> Iterator[str]:
         yield from differences(chosen, shares(found), f"inference from {subset}, share of")
         asked = model.inference(mask(subset, 4), Draws("infer", rows=4))
         model.zero_grad(set_to_none=True)
-        model.infer(batch_of(subset), Draws("infer", rows=4))[0].square().sum().backward()
+        model.infer(batch_of(subset, model), Draws("infer", rows=4))[0].square().sum().backward()
         experts = {
             name[-1]
             for name, gradients in parts(model)
@@ -365,13 +388,13 @@ def condition_faults(model: LatentModel, subset: str) -> Iterator[str]:
     """One modality is heard; several are refused."""
     if len(subset) > 1:
         try:
-            model.infer(batch_of(subset), Draws("infer", rows=4))
+            model.infer(batch_of(subset, model), Draws("infer", rows=4))
         except Inapplicable:
             return
         yield f"inference from {subset} is not refused"
         return
-    told = model.infer(batch_of(subset), Draws("infer", rows=4))
-    other = model.infer({subset: batch_of(subset)[subset] + 1}, Draws("infer", rows=4))
+    told = model.infer(batch_of(subset, model), Draws("infer", rows=4))
+    other = model.infer({subset: (batch_of(subset, model)[subset] + 1) % 5}, Draws("infer", rows=4))
     if torch.equal(told, other):
         yield f"inference from {subset} does not hear it"
 
@@ -387,10 +410,12 @@ def test_the_table_has_every_trained_method_and_no_other():
         assert ("many_to_one" in cards[name].tasks) == (table["inference"] != "condition")
 
 
+@pytest.mark.parametrize("modalities", [VECTORS, PICTURES], ids=["vectors", "pictures"])
 @pytest.mark.parametrize("table", list(tables()), ids=lambda table: f"{table.method}-{table.observed}")
-def test_every_entry_of_the_table_holds(table: Routes):
+def test_every_entry_of_the_table_holds(table: Routes, modalities: tuple[Modality, ...]):
+    """Whatever the kinds: two pictures and a label route like three vectors."""
     assert sum(table.law().values()) == 1
-    assert faults(registry.load("method", table.method), table) == []
+    assert faults(registry.load("method", table.method), table, modalities) == []
 
 
 @pytest.mark.parametrize("table", list(tables()), ids=lambda table: f"{table.method}-{table.observed}")
@@ -410,7 +435,9 @@ def test_the_real_inference_draws_one_expert_uniformly():
 def test_the_target_detached_gradient_is_exactly_zero_and_the_latent_is_unchanged(method: type):
     """Eq. 11: the forward pass uses the target's expert, the backward pass does not."""
     model = build(method)
-    mean, log_variance = (part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123"))[0]))
+    mean, log_variance = (
+        part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123", model))[0])
+    )
     noise = Draws("latents", rows=4).normal("latent", 4)
     routed = model.latents(mean, log_variance, mask("123", 4), noise)
     pooled, log_pooled = model.aggregate(mean, log_variance, mask("123", 4))
@@ -430,7 +457,9 @@ def test_the_target_detached_gradient_is_exactly_zero_and_the_latent_is_unchange
 def test_targets_together_train_what_they_train_alone(method: type):
     """The gradient of the sum over targets is the sum of the routed gradients, to the rounding of float32."""
     model = build(method)
-    mean, log_variance = (part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123"))[0]))
+    mean, log_variance = (
+        part.detach().requires_grad_() for part in model.encode(model.observe(batch_of("123", model))[0])
+    )
     noise = Draws("latents", rows=4).normal("latent", 4)
     routed = model.latents(mean, log_variance, mask("123", 4), noise) * torch.tensor([1.0, -2.0, 30.0])[:, None, None]
     together = torch.autograd.grad(routed.square().sum(), (mean, log_variance), retain_graph=True)
@@ -524,13 +553,16 @@ PLANTED = [
 ]
 
 
+@pytest.mark.parametrize("modalities", [VECTORS, PICTURES], ids=["vectors", "pictures"])
 @pytest.mark.parametrize(
     ("method", "observed", "planted", "fault"),
     PLANTED,
     ids=lambda value: getattr(value, "__name__", None) if isinstance(value, type) else None,
 )
-def test_a_planted_wrong_route_is_found(method: str, observed: str, planted: type, fault: str):
-    assert any(fault in line for line in faults(planted, Routes(method, observed)))
+def test_a_planted_wrong_route_is_found(
+    method: str, observed: str, planted: type, fault: str, modalities: tuple[Modality, ...]
+):
+    assert any(fault in line for line in faults(planted, Routes(method, observed), modalities))
 
 
 @pytest.mark.parametrize("planted", [PriorOnAllSubsets, PriorOnTheSameDraw])
