@@ -353,6 +353,11 @@ def test_claims_without_enough_seeds_are_undecided(finished: Path) -> None:
         answer = bench("claims", *SMALL, "-f", name, "--runs", finished)
         assert answer.code == 0
         assert f"{count} claims at preset smoke: 0 holds, 0 fails, {count} undecided" in answer.out
+    of_table5 = sum(claim.table == "table5" for claim in claims.load_claims(registry.index("metric")))
+    assert f"{of_table5} claims at" in bench("claims", "table5", *SMALL, "--runs", finished).out
+    assert f"{count - of_table5} claims at" in bench("claims", "table2", "table6", *SMALL, "--runs", finished).out
+    wrong = bench("claims", "tabel5", *SMALL, "--runs", finished)
+    assert wrong.code == 2 and "unknown table with claims 'tabel5': did you mean 'table5'?" in wrong.err
 
 
 def test_max_time_stops_cleanly_and_the_same_command_goes_on(runs: Path) -> None:
