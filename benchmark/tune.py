@@ -66,10 +66,11 @@ class OnValidation:
 
 @dataclass(frozen=True)
 class Search:
-    """A search file: its grid's fields and the points, each a tuple of `field=value` in the fields' order.
+    """A search file: what is varied, and the points, each a tuple of `field=value`.
 
-    metrics: the metric of each error column; of a rate, the error is what it lacks to one. given, want: the modalities
-    that conditional cells give and want; all where empty.
+    fields: the grid's; none where the file lists `changes`, each a point of its own. metrics: the metric of each error
+    column; of a rate, the error is what it lacks to one. given, want: the modalities that conditional cells give and
+    want; all where empty.
     """
 
     path: Path
@@ -90,16 +91,17 @@ class Search:
 
 def load_search(name: str, folder: Path = RESULTS) -> Search:
     """The search of a name. Raises UserError for an unknown name and for a broken file."""
-    known = [path.stem for path in folder.glob("*.toml") if "grid" in read_toml(path)]
+    known = [path.stem for path in folder.glob("*.toml") if {"grid", "changes"} & read_toml(path).keys()]
     known_name(name, known, "search", str(folder))
     path = folder / f"{name}.toml"
     content = read_toml(path)
     try:
-        grid: Mapping[str, Sequence[Any]] = content["grid"]
+        grid: Mapping[str, Sequence[Any]] = {} if "changes" in content else content["grid"]
         points = tuple(
             tuple(f"{field}={value}" for field, value in zip(grid, values, strict=True))
             for values in itertools.product(*grid.values())
         )
+        points = tuple(map(tuple, content["changes"])) if "changes" in content else points
         return Search(
             path,
             content["dataset"],
@@ -112,7 +114,9 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
             tuple(content.get("want", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: a search needs dataset, seed, fixed, metrics and [grid] ({error})") from None
+        raise UserError(
+            f"{path}: a search needs dataset, seed, fixed, metrics, and changes or [grid] ({error})"
+        ) from None
 
 
 def tune(
@@ -186,8 +190,8 @@ def _error(method: Any, data: Any, cell: Cell, metric: str, run: runner.Run, dev
 
 
 def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> str:
-    """Markdown of a preset's trials, one row per method: of one field, the errors along its values; of several, the
-    score of the shared recipe beside the method's own best."""
+    """Markdown of a preset's trials: of one field, or of changes, the errors along them, with the seconds of training;
+    of a grid of several fields, the score of the shared recipe beside each method's own best."""
     lines = [line for line in lines if line["preset"] == preset]
     if not lines:
         return f"No trials of preset {preset} yet: bench tune {search.path.stem} --preset {preset}\n"
@@ -195,12 +199,13 @@ def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> s
     for line in lines:
         by_method.setdefault(line["method"], {})[line["overrides"]] = line
     points = [" ".join(point) for point in search.points]
-    if len(search.fields) == 1:
-        header = [search.fields[0], *(point.partition("=")[2] for point in points)]
+    if len(search.fields) <= 1:
+        values = [point.partition("=")[2] if search.fields else point or "nothing" for point in points]
+        header = [*(search.fields or ("changed",)), *values]
         rows = [
-            [f"{_label(method)}, {error.replace('_', ' ')}", *(_number(trials, point, error) for point in points)]
+            [f"{_label(method)}, {shown.replace('_', ' ')}", *(_number(trials, point, shown) for point in points)]
             for method, trials in by_method.items()
-            for error in ERRORS
+            for shown in (*ERRORS, "train_seconds")
         ]
     else:
         config = resolve(registry.card("dataset", search.dataset), None, preset).config
@@ -222,10 +227,12 @@ def _beside_best(method: str, trials: Trials, shared: str) -> list[str]:
 
 
 def _caption(search: Search, lines: Sequence[Mapping[str, Any]]) -> str:
+    rates = any(registry.card("metric", metric).higher_is_better for metric in search.metrics.values())
     said = [
         f"Preset {lines[0]['preset']}, with {', '.join(search.fixed) or 'nothing else changed'}",
         f"seed {search.seed}",
         "validation split",
+        *(["of a rate, what it lacks to one"] if rates else []),
         *(", ".join(sorted({str(line[column]) for line in lines})) for column in ("torch", "device")),
     ]
     return f"{'; '.join(said)}."

@@ -134,14 +134,39 @@ def test_one_field_shows_each_error_along_its_values() -> None:
     assert "| ShaLa-style, many to one | — | — |" in shown
     assert "| ShaLa-style, coherence | 0.125 | 1.12 |" in shown
     assert "| ShaLa-style, one to one | — | 1.25 |" in tune.render(search, lines[1:], "cpu")
+    assert "| ShaLa-style, train seconds | — | — |" in shown
     assert "bench tune budget --preset gpu" in tune.render(search, lines, "gpu")
+
+
+def test_changes_are_points_of_their_own(folder: Path) -> None:
+    text = (folder / "small.toml").read_text().partition("[grid]")[0]
+    (folder / "small.toml").write_text(text + 'changes = [[], ["prior_steps=2"], ["updates=6", "prior_width=16"]]')
+    lines = run(folder, "muni")
+    assert [line["overrides"] for line in lines] == ["", "prior_steps=2", "updates=6 prior_width=16"]
+    assert lines[0]["one_to_one"] == lines[1]["one_to_one"] and lines[0]["coherence"] != lines[1]["coherence"]
+    shown = tune.render(tune.load_search("small", folder), lines, "smoke")
+    assert shown.startswith("| changed | nothing | prior_steps=2 | updates=6 prior_width=16 |\n")
+    row = [f"{float(line['coherence']):.3g}" for line in lines]
+    assert f"| MUNI, coherence | {' | '.join(row)} |" in shown
+    assert "lacks to one" not in shown
+
+
+def test_of_a_rate_the_error_is_what_it_lacks_to_one(folder: Path) -> None:
+    text = (folder / "small.toml").read_text().replace("gaussian_mixture", "polymnist_quadrant_labels")
+    text = text.replace('"shared_mse"', '"label_accuracy"', 2).replace('"shared_mse"', '"label_coherence"')
+    text = text.replace("64", "40").replace("[grid]", 'given = ["digit", "quadrant"]\nwant = ["image2"]\n[grid]')
+    (folder / "small.toml").write_text(text)
+    search = tune.load_search("small", folder)
+    (first, _) = tune.tune(search, ["chance"], "smoke", "cpu", folder, lambda *_: None)
+    assert 0.5 < float(first["one_to_one"]) < float(first["many_to_one"]) <= 1
+    assert "lacks to one" in tune.render(search, [first], "smoke")
 
 
 def test_unknown_and_broken_searches_are_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"unknown search 'smal': did you mean 'small'"):
         tune.load_search("smal", folder)
     (folder / "broken.toml").write_text("[grid]\nupdates = [1]\n")
-    with pytest.raises(UserError, match="a search needs dataset, seed, fixed, metrics and"):
+    with pytest.raises(UserError, match="a search needs dataset, seed, fixed, metrics, and"):
         tune.load_search("broken", folder)
     (folder / "small.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not the trials of a search"):
