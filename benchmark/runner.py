@@ -162,8 +162,7 @@ def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
 def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progress | None]:
     """Train a run to the end of its budget and score nothing: the method, its dataset and the progress."""
     with _alone_in(run.directory), _stop_on_signal() as stopped:
-        _describe(run, device)
-        data = registry.load("dataset", run.job.dataset)(run.config, device)
+        data = _data_of(run, device)
         method, progress = _train(run, data, device, report, stopped, None)
     return method, data, progress
 
@@ -208,8 +207,7 @@ def _execute_one(
     _append(run, device, refused)
     if not supported:
         return
-    _describe(run, device)
-    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    data = _data_of(run, device)
     method, progress = _train(run, data, device, report, stopped, deadline)
     what = f"{registry.stem(run.job.method)} seed {run.job.seed}: scoring"
     by_cell: dict[Cell, list[str]] = {}
@@ -253,14 +251,14 @@ def trainer_of(run: Run, data: Any, device: str) -> Trainer:
     """The run's trainer, at its checkpoint, or where a shorter run of the same ended, or at the start; the run's
     directory must exist."""
     if not (run.directory / CHECKPOINT).exists():
-        _carry_on(run, device)
+        _carry_on(run, _identity(data), device)
     method, average = build(run, data, device), build(run, data, device)
     return Trainer(
         method, average, data, run.method_card.stages, run.config, run.job.seed, run.directory, run.training_id, device
     )
 
 
-def _carry_on(run: Run, device: str) -> None:
+def _carry_on(run: Run, identity: str, device: str) -> None:
     """Begin where the longest run ended that differs in its number of updates alone, and has fewer.
 
     Methods of several stages begin anew: their stages end at shares of the whole.
@@ -269,11 +267,12 @@ def _carry_on(run: Run, device: str) -> None:
         return
     shorter: dict[int, str] = {}
     for path in run.directory.parent.glob(f"seed{run.job.seed}-*/config.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            updates = json.loads(path.read_text())["config"]["updates"]
-            name = _training_id(replace(run.config, updates=updates), run.what)
-            if updates < run.config.updates and path.parent.name == f"seed{run.job.seed}-{name}":
-                shorter[updates] = name
+        facts = _described(path)
+        updates = facts.get("config", {}).get("updates", run.config.updates)
+        name = _training_id(replace(run.config, updates=updates), run.what)
+        alike = path.parent.name == f"seed{run.job.seed}-{name}" and facts.get("identity", "") == identity
+        if alike and updates < run.config.updates:
+            shorter[updates] = name
     for _, name in sorted(shorter.items(), reverse=True):
         if carry_on(
             run.directory.with_name(f"seed{run.job.seed}-{name}"), name, run.directory, run.training_id, device
@@ -359,9 +358,20 @@ def _key(run: Run, cell: Cell, metric: str) -> tuple[str | int, ...]:
     )
 
 
-def _describe(run: Run, device: str) -> None:
-    """config.json: what this run is, for a reader; the training id in the directory's name is its hash, but for the
-    fields that only scoring asks for: they are as the last command had them."""
+def _data_of(run: Run, device: str) -> Any:
+    """The run's dataset; config.json says what this run is. Raises UserError where the run began on other data.
+
+    The training id in the directory's name is the description's hash, but for the fields that only scoring asks for,
+    which are as the last command had them, and for the identity of data that the user may exchange.
+    """
+    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    path, identity = run.directory / "config.json", _identity(data)
+    before = _described(path).get("identity", identity)
+    if before != identity:
+        raise UserError(
+            f"{run.directory}: begun on the data {before}, and they are {identity} now: put the former back, or pass "
+            "--fresh to start this run again"
+        )
     facts = {
         "method": run.job.method,
         "dataset": run.job.dataset,
@@ -372,9 +382,25 @@ def _describe(run: Run, device: str) -> None:
         "device": device,
         "torch": torch.__version__,
         "python": sys.version.split()[0],
+        "identity": identity,
         "config": asdict(run.config),
     }
-    write_file(run.directory / "config.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_file(path, (json.dumps(facts, indent=2) + "\n").encode())
+    return data
+
+
+def _identity(data: Any) -> str:
+    """What a dataset's rows depend on besides configuration and code; empty where that is nothing."""
+    return str(getattr(data, "identity", ""))
+
+
+def _described(path: Path) -> Mapping[str, Any]:
+    """What a config.json says; nothing where it is damaged or lacking: the next command writes it anew."""
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads(path.read_text())
+        if isinstance(facts, dict):
+            return facts
+    return {}
 
 
 def _forget(run: Run, everything: bool) -> None:

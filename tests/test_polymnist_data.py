@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmark import registry
+from benchmark import registry, runner
 from benchmark.api import Cell, Inapplicable, UserError, cells
 from benchmark.config import Config, resolve
 from benchmark.runtime import Draws
+from benchmark.tables import job_of
 from data_prep import backgrounds, digits, places
 from data_prep.polymnist_quadrant_labels import VARIANTS, VIEWS, PolymnistQuadrantLabels
 
@@ -724,3 +725,19 @@ def test_a_folder_of_photographs_with_a_fault_is_refused(gallery: Path, name: st
 def test_own_photographs_need_the_setting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MUNI_BENCH_DATA", raising=False)
     assert refused(lambda: made("clean-32-sklearn-folder")).startswith("MUNI_BENCH_DATA is not set: set it to a folder")
+
+
+def test_a_run_is_not_gone_on_with_on_other_photographs(gallery: Path, tmp_path: Path):
+    cell = Cell("polymnist_quadrant_labels", (), CARD.modalities)
+    job = job_of("chance", "polymnist_quadrant_labels", "smoke", 0, [(cell, "label_coherence")])
+
+    def run(**fresh: bool) -> runner.Outcome:
+        prepared = runner.prepare(job, tmp_path / "runs", ["variant=clean-16-sklearn-folder", "train_rows=200"])
+        (tmp_path / "runs" / "results.csv").unlink(missing_ok=True)
+        return runner.execute([prepared], "cpu", lambda *_: None, **fresh)
+
+    assert run().finished == run().finished == 1
+    (gallery / "a.jpg").rename(gallery / "z.jpg")
+    with pytest.raises(UserError, match=r"begun on the data .* put the former back, or pass --fresh"):
+        run()
+    assert run(fresh=True).finished == run().finished == 1
