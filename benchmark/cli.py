@@ -390,6 +390,10 @@ def page_blocks() -> dict[str, dict[str, str]]:
             "search tuning": _search("tuning", "cpu"),
         },
         "docs/findings.md": {f"search {name}": _search(name, "cpu") for name in ("budget", "long")},
+        "docs/polymnist_findings.md": {
+            f"search pictures_{name}": _search(f"pictures_{name}", "cpu")
+            for name in ("budget", "tuning", "sensitivity")
+        },
     }
 
 

@@ -81,6 +81,7 @@ class Config:
     decoder_steps: int  # Euler steps
     precision: str  # "float32" or "bfloat16" (autocast)
     compile: bool  # torch.compile of the networks
+    beta2: float = 0.999  # AdamW's: the horizon of its second moment is 1 / (1 - beta2) updates
     threads: int = 0  # of the processor; 0: as many as torch chooses
     variant: str = ""  # of the dataset, one of those that its card's notes name; presets differ in its canvas alone
     label_width: int = 0  # hidden width of the networks of labels

@@ -75,8 +75,8 @@ class Optimizer:
         runs = [nn.Parameter(self._weights[part]) for part in parts]
         self._adam = None
         if runs:
-            rate, decay = self._config.learning_rate, self._config.weight_decay
-            self._adam = torch.optim.AdamW(runs, lr=rate, weight_decay=decay, fused=True)
+            rate, decay, betas = self._config.learning_rate, self._config.weight_decay, (0.9, self._config.beta2)
+            self._adam = torch.optim.AdamW(runs, lr=rate, weight_decay=decay, betas=betas, fused=True)
         for run, part, (first, _) in zip(runs, parts, self._runs, strict=True):
             run.grad = torch.empty_like(run)
             assert self._adam is not None

@@ -17,7 +17,7 @@ from benchmark.optimizer import Optimizer, gather
 
 def config(**changes: float) -> Config:
     found = resolve(registry.card("dataset", "gaussian_mixture"), None, "smoke").config
-    return replace(found, weight_decay=0.1, clip_norm=0.5, ema_updates=4, **changes)
+    return replace(found, weight_decay=0.1, clip_norm=0.5, ema_updates=4, beta2=0.8, **changes)
 
 
 class Parts(nn.Module):
@@ -45,7 +45,7 @@ def test_it_is_clipped_adamw_with_an_average(stages: str, cut: int | None) -> No
     average, single = copy.deepcopy(model), copy.deepcopy(model)
     single_average = copy.deepcopy(model)
     ours = Optimizer(model, average, config())
-    reference = torch.optim.AdamW(single.parameters(), lr=1.0, weight_decay=0.1)
+    reference = torch.optim.AdamW(single.parameters(), lr=1.0, weight_decay=0.1, betas=(0.9, 0.8))
     blend = get_ema_multi_avg_fn(1 - 1 / 4)
     for number, used in enumerate(stages.split()):
         x, rate = torch.randn(8, 4, dtype=torch.float64), 0.01 * (number + 1)
