@@ -47,7 +47,15 @@ BUDGET_FIELDS = frozenset(
 )
 
 # What no trained weight depends on: runs that differ in these alone share one training.
-SCORING_FIELDS = ("evaluation_rows", "unconditional_rows", "prior_steps", "decoder_steps", "probe_rows", "guidance")
+SCORING_FIELDS = (
+    "evaluation_rows",
+    "unconditional_rows",
+    "prior_steps",
+    "decoder_steps",
+    "probe_rows",
+    "guidance",
+    "verifier",
+)
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
 EVALUATION_FIELDS = (*SCORING_FIELDS, "precision", "variant")
 
@@ -88,6 +96,7 @@ class Config:
     patch: int = 1  # the image networks work on patches of this many pixels squared
     image_time_location: float = 0.0  # mean logit of the times that image decoders learn at; above 0: more noise
     guidance: float = 1.0  # of decoders by the latent, w in v(nothing) + w (v(z) - v(nothing)); 1: none
+    verifier: str = "resnet"  # what reads generated pictures: the suite's "resnet", or the authors' "segformer"
     condition_dropout: float = 0.0  # share of rows whose decoders are not told the latent, as guidance needs
 
     def __post_init__(self) -> None:

@@ -194,7 +194,7 @@ class PolymnistQuadrantLabels:
             *(Modality(name, shape, kind="image", center=CENTER, scale=SCALE) for name in VIEWS),
             *(Modality(name, (), kind="label", classes=classes) for name, classes in LABELS.items()),
         )
-        self.device = device
+        self.device, self.verifier = device, config.verifier
         self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
         most = max(self._evaluation_rows.values())
         self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}

@@ -270,6 +270,34 @@ def test_segformer_learns_and_reads_like_any_verifier(short, monkeypatch):
     assert found.features.shape == (3, verifier.FEATURES)
 
 
+def test_segformer_begins_with_pretrained_weights(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="the SegFormer verifier needs transformers")
+    from benchmark.api import UserError
+    from benchmark.metrics.segformer import Segformer
+
+    tiny = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+    kept = transformers.SegformerModel(transformers.SegformerConfig(**tiny))
+    kept.save_pretrained(tmp_path / "mit-b0")
+    monkeypatch.setenv("MUNI_BENCH_DATA", str(tmp_path))
+    network = Segformer(verifier.FEATURES, **tiny)
+    name = next(name for name, value in kept.state_dict().items() if value.ndim == 2)
+    assert not torch.equal(network.encoder.state_dict()[name], kept.state_dict()[name])
+    network.pretrain()
+    assert all(torch.equal(network.encoder.state_dict()[name], value) for name, value in kept.state_dict().items())
+    (tmp_path / "mit-b0" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"mit-b0 cannot be loaded .* put its files into"):
+        network.pretrain()
+
+
+def test_an_unknown_verifier_names_the_nearest():
+    from benchmark.api import UserError
+
+    data = Easy()
+    data.verifier = "segfomer"
+    with pytest.raises(UserError, match="unknown verifier 'segfomer': did you mean 'segformer'"):
+        verifier.of(data)
+
+
 def test_segformer_without_transformers_says_what_to_install(monkeypatch):
     import sys
 

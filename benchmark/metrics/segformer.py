@@ -1,4 +1,4 @@
-"""The authors' verifier: SegFormer MiT-B0, fine-tuned (a dataset asks for it with `verifier = "segformer"`).
+"""The authors' verifier: SegFormer MiT-B0, fine-tuned (`--set verifier=segformer`).
 
 Needs transformers (extra image-text-audio). The pretrained weights come from the folder `mit-b0` below
 $MUNI_BENCH_DATA, or else from Hugging Face as nvidia/mit-b0; a verifier that is cached needs neither.
@@ -38,11 +38,11 @@ class Segformer(nn.Module):
         self.project = nn.Linear(self.encoder.config.hidden_sizes[-1], features)
 
     def pretrain(self) -> None:
-        """Take the pretrained weights of MiT-B0. Raises UserError where they are not to be had."""
+        """Take the pretrained weights of MiT-B0, and nothing that executes. Raises UserError where there are none."""
         own = Path(os.environ.get("MUNI_BENCH_DATA", "")) / "mit-b0"
         source = str(own) if own.is_dir() else HUB
         try:
-            loaded = type(self.encoder).from_pretrained(source)
+            loaded = type(self.encoder).from_pretrained(source, weights_only=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(

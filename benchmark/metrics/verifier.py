@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmark import registry
-from benchmark.api import Modality
-from benchmark.config import digest
+from benchmark.api import Modality, UserError
+from benchmark.config import digest, nearest
 from benchmark.files import write_atomic
 from benchmark.runtime import Draws, seeded
 
@@ -117,7 +117,8 @@ def of(data: Any, device: str = "cpu", say: Say | None = None) -> Verifier:
     """The dataset's verifier: the one of this process, else the cached one, else one that is trained now.
 
     data: offers `identity`, the splits "verifier" and "test", and may name a `verifier`: "resnet" (the suite's own, if
-    it names none) or "segformer" (the authors' choice). say: gets a line now and then; stderr where it is None.
+    it names none) or "segformer" (the authors' choice). say: gets a line now and then; stderr where it is None. Raises
+    UserError for another verifier.
     """
     kind = getattr(data, "verifier", "resnet")
     labels = {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
@@ -184,6 +185,8 @@ def resnet(shape: tuple[int, ...]) -> nn.Sequential:
 def _body(kind: str, shape: tuple[int, ...]) -> nn.Module:
     if kind == "resnet":
         return resnet(shape)
+    if kind != "segformer":
+        raise UserError(f"unknown verifier {kind!r}{nearest(kind, ('resnet', 'segformer'))}")
     from benchmark.metrics.segformer import Segformer
 
     return Segformer(FEATURES)
