@@ -96,12 +96,11 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
     path = folder / f"{name}.toml"
     content = read_toml(path)
     try:
-        grid: Mapping[str, Sequence[Any]] = {} if "changes" in content else content["grid"]
-        points = tuple(
-            tuple(f"{field}={value}" for field, value in zip(grid, values, strict=True))
-            for values in itertools.product(*grid.values())
-        )
-        points = tuple(map(tuple, content["changes"])) if "changes" in content else points
+        listed = "changes" in content
+        grid: Mapping[str, Sequence[Any]] = {} if listed else content["grid"]
+        crossed = (zip(grid, values, strict=True) for values in itertools.product(*grid.values()))
+        of_grid = [tuple(f"{field}={value}" for field, value in pairs) for pairs in crossed]
+        points = tuple(map(tuple, content["changes"])) if listed else tuple(of_grid)
         return Search(
             path,
             content["dataset"],

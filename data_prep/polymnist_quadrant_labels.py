@@ -43,7 +43,7 @@ CARD = DatasetCard(
         "shared": {
             "weight_decay": (0.0, "paper, Table E.2"),
             "clip_norm": (1.0, "paper, Table E.2"),
-            "beta2": (0.95, "assumed: with 0.999 the loss of every method jumps now and then"),
+            "beta2": (0.95, "assumed: the loss jumps less than with 0.999"),
             "latent_size": (32, "paper, App. E.1"),
             "private_size": (32, "paper, App. E.1"),
             "encoder_grad_scale": (1e-3, "assumed: the paper's value is lost"),
