@@ -1,7 +1,7 @@
 """Right marginals and no relation: the floor of every metric that asks for agreement.
 
 Every wanted modality is a fresh row of the world that knows neither the given rows nor the other wanted ones, as if
-real rows were shuffled independently per modality.
+real rows were shuffled independently per modality. A rate whose value is known from the marginals is that value.
 
     bench run --method chance --dataset gaussian_mixture --preset cpu
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark.api import Batch, Inapplicable, MethodCard, Modality
+from benchmark.api import Batch, Cell, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
 
@@ -34,6 +34,10 @@ class Chance:
         if not hasattr(data, "independent"):
             raise Inapplicable("the dataset's world is not known, so its rows cannot be drawn afresh")
         self._world = data
+
+    def known(self, metric: Any, cell: Cell) -> float | None:
+        """The value of a metric that says that its `chance` is exact; None where rows have to be drawn."""
+        return metric.chance(cell, self._world) if getattr(metric, "chance_is_exact", False) else None
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
         return self._world.independent(want, draws)

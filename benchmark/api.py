@@ -156,7 +156,10 @@ class Score:
 
 
 class Method(Protocol):
-    """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator."""
+    """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator.
+
+    One may offer `known(metric, cell)`: the metric's exact value where nothing has to be sampled for it, or None.
+    """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...
 

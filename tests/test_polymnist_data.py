@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from baselines.chance import Chance
 from benchmark import registry, runner
-from benchmark.api import Cell, Inapplicable, UserError, cells
+from benchmark.api import Cell, Inapplicable, Score, UserError, cells
 from benchmark.config import Config, resolve
+from benchmark.evaluate import evaluate_cell
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
 from data_prep import backgrounds, digits, places
@@ -741,3 +743,22 @@ def test_a_run_is_not_gone_on_with_on_other_photographs(gallery: Path, tmp_path:
     with pytest.raises(UserError, match=r"begun on the data .* put the former back, or pass --fresh"):
         run()
     assert run(fresh=True).finished == run().finished == 1
+
+
+def test_what_chance_scores_is_known_and_not_sampled(monkeypatch: pytest.MonkeyPatch):
+    data, found = made("clean-16-sklearn"), {}
+    chance = Chance(data.modalities, config("clean-16-sklearn"))
+    chance.bind(data)
+    monkeypatch.setattr(chance, "sample", lambda *_: pytest.fail("sampled"))
+    for cell, metric in [
+        (Cell("polymnist_quadrant_labels", ("digit", "quadrant"), ("image1",)), "label_accuracy"),
+        (Cell("polymnist_quadrant_labels", (), CARD.modalities), "label_coherence"),
+    ]:
+        (found[metric],) = evaluate_cell(chance, data, cell, [metric], config("clean-16-sklearn"), 0, "cpu")
+    assert found["label_accuracy"].score == Score(1 / 40, 0.0, 80)
+    assert found["label_coherence"].score == Score(pytest.approx(1 / 4**3 / 10**3), 0.0, 120)
+    monkeypatch.undo()
+    cell = Cell("polymnist_quadrant_labels", ("digit",), ("image1",))
+    names = ["label_accuracy", "verifier_accuracy"]
+    exact, measured = evaluate_cell(chance, data, cell, names, config("clean-16-sklearn"), 0, "cpu")
+    assert exact.score.stderr == 0 and measured.score.stderr > 0

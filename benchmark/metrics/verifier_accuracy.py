@@ -28,6 +28,8 @@ CARD = MetricCard(
 
 
 class VerifierAccuracy(Recovered):
+    chance_is_exact = False  # it is measured on rows, whatever the method
+
     def __init__(self, cell: Cell, data: Any) -> None:
         super().__init__(cell, data)
         self._rows, self._device = 0, "cpu"
