@@ -26,7 +26,6 @@ metrics = {{ one_to_one = "shared_mse", many_to_one = "shared_mse", coherence = 
 learning_rate = [0.001, 0.003]
 encoder_grad_scale = [0.001]
 """
-CARD = registry.card("dataset", "gaussian_mixture")
 
 
 @pytest.fixture
@@ -110,9 +109,10 @@ def line(method: str, overrides: str, score: float, **errors: str) -> dict[str, 
     return blank | {"method": method, "preset": "cpu", "overrides": overrides, "score": str(score)} | errors
 
 
-def test_the_best_stands_beside_the_shared_recipe() -> None:
-    search = tune.load_search("tuning")
-    shared = resolve(CARD, None, "cpu").config
+@pytest.mark.parametrize("name", ["tuning", "pictures_tuning"])
+def test_the_best_stands_beside_the_shared_recipe(name: str) -> None:
+    search = tune.load_search(name)
+    shared = resolve(registry.card("dataset", search.dataset), None, "cpu").config
     recipe = f"learning_rate={shared.learning_rate} encoder_grad_scale={shared.encoder_grad_scale}"
     assert (recipe,) in {(" ".join(point),) for point in search.points}  # the grid holds what the tables show
     other = next(" ".join(point) for point in search.points if " ".join(point) != recipe)
