@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 
@@ -576,6 +577,13 @@ def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(
     overrides = SMALL[2:]
     same = bench("check", "-p", "smoke", "--runs", finished, *overrides)
     assert (same.code, same.out) == (0, f"{len(frame)} same\n")
+    other = frame.assign(dataset="another")  # a table is checked by itself, and what is left out is named
+    records.write_sorted(results / "reference" / "smoke.csv", pd.concat([frame, other]))
+    alone = bench("check", "-p", "smoke", "--runs", finished, *overrides)
+    assert (alone.code, alone.out) == (
+        0,
+        f"{len(frame)} same\nnot compared, since no row of it is fresh: another\n",
+    )
     row = frame.index[(frame["method"] == "muni") & (frame["metric"] == "swd")][0]
     frame.loc[row, "value"] *= 1.05
     records.write_sorted(results / "reference" / "smoke.csv", frame)
