@@ -33,6 +33,7 @@ from benchmark.api import cells as cells_of
 from benchmark.config import BUDGET_FIELDS, PRESETS, Config, nearest, resolve
 from benchmark.criteria import cells_of_dataset
 from benchmark.evaluate import check_rows
+from benchmark.files import cache_folder
 from benchmark.runner import build, prepare
 from benchmark.runtime import Draws
 from benchmark.tables import Job
@@ -143,7 +144,7 @@ class _Watch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         # The suite's own cache stays where it is: a verifier that is trained for a metric is no file of the metric.
-        self._cache = Path(os.environ.get("MUNI_BENCH_CACHE") or Path.home() / ".cache" / "muni-bench").resolve()
+        self._cache = cache_folder().resolve()
         self._call = ""
         self.moved: dict[str, str] = {}  # generator -> the call that moved it first
         self.written: dict[str, str] = {}  # path -> the call that wrote it first

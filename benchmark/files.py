@@ -1,4 +1,4 @@
-"""Files that survive a crash."""
+"""Files that survive a crash, and where those go that are kept for the machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where the suite keeps what it made once for this machine."""
+    return Path(os.environ.get("MUNI_BENCH_CACHE") or Path.home() / ".cache" / "muni-bench")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

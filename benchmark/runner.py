@@ -90,8 +90,12 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     name, data = registry.stem(job.method), registry.stem(job.dataset)
     what = (name, data, job.seed, method_card.version, dataset_card.version, code)
     run_id, training_id = digest([asdict(config), *what]), _training_id(config, what)
-    directory = runs / job.preset / data / name / f"seed{job.seed}-{training_id}"
+    directory = runs / job.preset / data / name / _folder(job, training_id)
     return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory)
+
+
+def _folder(job: Job, training_id: str) -> str:
+    return f"seed{job.seed}-{training_id}"
 
 
 def _training_id(config: Config, what: Sequence[Any]) -> str:
@@ -265,18 +269,16 @@ def _carry_on(run: Run, identity: str, device: str) -> None:
     """
     if len(run.method_card.stages) != 1:
         return
-    shorter: dict[int, str] = {}
-    for path in run.directory.parent.glob(f"seed{run.job.seed}-*/config.json"):
+    shorter: list[tuple[int, Path, str]] = []
+    for path in run.directory.parent.glob("*/config.json"):
         facts = _described(path)
         updates = facts.get("config", {}).get("updates", run.config.updates)
-        name = _training_id(replace(run.config, updates=updates), run.what)
-        alike = path.parent.name == f"seed{run.job.seed}-{name}" and facts.get("identity", "") == identity
+        its_id = _training_id(replace(run.config, updates=updates), run.what)
+        alike = path.parent.name == _folder(run.job, its_id) and facts.get("identity", "") == identity
         if alike and updates < run.config.updates:
-            shorter[updates] = name
-    for _, name in sorted(shorter.items(), reverse=True):
-        if carry_on(
-            run.directory.with_name(f"seed{run.job.seed}-{name}"), name, run.directory, run.training_id, device
-        ):
+            shorter.append((updates, path.parent, its_id))
+    for _, folder, its_id in sorted(shorter, reverse=True):
+        if carry_on(folder, its_id, run.directory, run.training_id, device):
             return
 
 

@@ -96,18 +96,15 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
     path = folder / f"{name}.toml"
     content = read_toml(path)
     try:
-        listed = "changes" in content
-        grid: Mapping[str, Sequence[Any]] = {} if listed else content["grid"]
-        crossed = (zip(grid, values, strict=True) for values in itertools.product(*grid.values()))
-        of_grid = [tuple(f"{field}={value}" for field, value in pairs) for pairs in crossed]
-        points = tuple(map(tuple, content["changes"])) if listed else tuple(of_grid)
+        grid: Mapping[str, Sequence[Any]] = {} if "changes" in content else content["grid"]
+        points = content["changes"] if "changes" in content else _crossed(grid)
         return Search(
             path,
             content["dataset"],
             content["seed"],
             tuple(content["fixed"]),
             tuple(grid),
-            points,
+            tuple(map(tuple, points)),
             {column: content["metrics"][column] for column in ERRORS},
             tuple(content.get("given", ())),
             tuple(content.get("want", ())),
@@ -116,6 +113,14 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
         raise UserError(
             f"{path}: a search needs dataset, seed, fixed, metrics, and changes or [grid] ({error})"
         ) from None
+
+
+def _crossed(grid: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+    """Every combination of the fields' values, the last field's changing fastest."""
+    return [
+        [f"{field}={value}" for field, value in zip(grid, values, strict=True)]
+        for values in itertools.product(*grid.values())
+    ]
 
 
 def tune(

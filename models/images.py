@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LOWEST = 4  # side of the coarsest map
-GROUP = 16  # channels that are normalised together
+GROUP = 16  # channels that are normalised together, at most
 DRAWN = 16  # channels, and side at most, of what the latent draws
 FREQUENCIES = 16
 
@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(*(Block(each) for _ in range(depth))) for each in widths)
         self.widen = nn.ModuleList(_pointwise(*pair) for pair in pairwise(widths))
         self.gather = _pointwise(widths[-1], width)
-        self.normal = nn.GroupNorm(width // math.gcd(width, GROUP), width)
+        self.normal = _normal(width)
         self.head = nn.Parameter(torch.zeros(views, width * LOWEST**2, 2 * outputs))
         self.bias = nn.Parameter(torch.zeros(views, 1, 2 * outputs))
 
@@ -87,7 +87,7 @@ class ImageVelocity(nn.Module):
         self.blocks = [each for stage in (*self.down, self.middle, *self.up[::-1]) for each in stage]
         self.sizes = [2 * block.channels for block in self.blocks]
         self.modulate = nn.Linear(embedding, sum(self.sizes))
-        self.normal = nn.GroupNorm(widths[0] // math.gcd(widths[0], GROUP), widths[0])
+        self.normal = _normal(widths[0])
         self.leave = nn.Conv2d(widths[0], channels * patch**2, 3, padding=1)
         with torch.no_grad():
             for each in self.leave.parameters():
@@ -142,7 +142,7 @@ class Block(nn.Module):
         super().__init__()
         self.channels = channels
         self.first, self.second = _convolution(channels), _convolution(channels)
-        self.normal = nn.GroupNorm(channels // math.gcd(channels, GROUP), channels, affine=False)
+        self.normal = _normal(channels, affine=False)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
@@ -164,6 +164,10 @@ def _levels(canvas: int, patch: int) -> int:
 
 def _stages(widths: Sequence[int], depth: int) -> nn.ModuleList:
     return nn.ModuleList(nn.ModuleList(Block(each) for _ in range(depth)) for each in widths)
+
+
+def _normal(channels: int, affine: bool = True) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // math.gcd(channels, GROUP), channels, affine=affine)
 
 
 def _convolution(channels: int) -> nn.Conv2d:

@@ -31,7 +31,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from benchmark import registry
 from benchmark.api import Modality, UserError
 from benchmark.config import digest, nearest
-from benchmark.files import write_atomic
+from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws, seeded
 
 FEATURES = 64  # of a picture, for Fréchet distances
@@ -144,7 +144,7 @@ def of(data: Any, device: str = "cpu", say: Say | None = None) -> Verifier:
 
 def folder() -> Path:
     """Where verifiers are kept."""
-    return Path(os.environ.get("MUNI_BENCH_CACHE") or Path.home() / ".cache" / "muni-bench") / "verifiers"
+    return cache_folder() / "verifiers"
 
 
 # ---------------------------------------------------------------------------------------------- the network
