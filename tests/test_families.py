@@ -12,7 +12,7 @@ from benchmark import registry
 from benchmark.api import Modality
 from benchmark.config import Config, resolve
 from benchmark.runtime import Draws, seeded
-from models.families import Images, Labels, families
+from models.families import LOG_VARIANCE, Images, Labels, families
 from models.latent import LatentModel
 
 MIXED = (
@@ -199,3 +199,26 @@ def test_every_kind_is_generated_from_every_kind(method: str, given: tuple[str, 
             assert not modality.classes or (x.dtype == torch.int64 and x.min() >= 0 and x.max() < modality.classes)
     alone = made.sample({name: rows[name] for name in given}, want[1:2], ROWS, Draws("sample", rows=ROWS))
     torch.testing.assert_close(alone[want[1]], generated[want[1]])
+
+
+def test_pictures_learn_at_the_times_that_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[torch.Tensor] = []
+
+    def seen(velocity: object, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        times.append(torch.logit(t))
+        return x.new_zeros(len(x))
+
+    monkeypatch.setattr("models.families.matching_loss", seen)
+    for location in (0.0, 1.5):
+        family = model(image_time_location=location).families[0]
+        x, z = family.observe(batch()), torch.zeros(2, ROWS, config().latent_size)
+        family.reconstruction(x, z, torch.ones(2, ROWS), Draws("times", rows=ROWS))
+    torch.testing.assert_close(times[1] - times[0], torch.full((ROWS,), 1.5), rtol=0, atol=1e-4)
+
+
+def test_a_labels_expert_starts_as_codes_with_little_noise() -> None:
+    with seeded("families"):
+        label = registry.load("method", "muni")(MIXED, config()).families[1]
+    mean, log_variance = label.encode(label.standardise(torch.arange(10))[None])
+    assert 0.8 < mean.var(1).sqrt().mean() < 1.2  # between classes
+    assert (log_variance - LOG_VARIANCE).abs().max() < 10**-0.5

@@ -174,3 +174,17 @@ def test_widths_need_not_be_multiples_of_a_group(width: int) -> None:
     made = ImageVelocity(VIEWS, SIDE, 3, CONDITIONS, width, 1, 2)
     assert made(x, t, made.condition(z, torch.tensor([0, 2]))).isfinite().all()
     assert ImageEncoder(VIEWS, SIDE, 3, width, 1, 2, OUTPUTS)(x.expand(VIEWS, -1, -1, -1, -1))[0].isfinite().all()
+
+
+def test_the_latents_map_scales_what_comes_up_place_by_place() -> None:
+    """With scale -1 and shift 0 nothing from below passes; with 0 and 0 everything does. Skips pass either way."""
+    made, x, t = stirred(velocity()), drawn(ROWS, 3, SIDE, SIDE), torch.full((1,), 0.5).double()
+    said, maps = made.condition(drawn(ROWS, CONDITIONS, name="z"), torch.zeros(ROWS, dtype=torch.int64))
+    closed, opened = torch.zeros_like(maps), torch.zeros_like(maps)
+    closed[:, : maps.shape[1] // 2] = -1.0
+    before = [made(x, t, (said, each)) for each in (closed, opened)]
+    with torch.no_grad():
+        for weight in made.middle.parameters():
+            weight.mul_(2)
+    after = [made(x, t, (said, each)) for each in (closed, opened)]
+    assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from benchmark import runner
 from benchmark.api import Cell
@@ -195,12 +195,39 @@ def test_a_longer_run_begins_where_a_shorter_one_ended(
     assert run(method, runs, the_last).status == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("damage", ["checkpoint.safetensors", "config.json", "train.jsonl"])
-def test_a_shorter_run_that_is_damaged_is_passed_over(damage: str, whole: Whole, runs: Path) -> None:
-    assert run("muni", runs, more=("--set", "updates=60")).status == 0
-    path = seed_folders(runs)[60].parent / damage
+def cut_short(path: Path) -> None:
     content = path.read_bytes()
-    path.unlink() if damage == "train.jsonl" else path.write_bytes(content[: len(content) // 2])
+    path.write_bytes(content[: len(content) // 2])
+
+
+def begun_on_a_gpu(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+    path.write_bytes(save(load_file(path), metadata=facts | {"device": "cuda"}))
+
+
+def on_other_data(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": "other photographs"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (cut_short, "checkpoint.safetensors"),
+        (cut_short, "config.json"),
+        (Path.unlink, "train.jsonl"),
+        (begun_on_a_gpu, "checkpoint.safetensors"),
+        (on_other_data, "config.json"),
+    ],
+)
+def test_a_shorter_run_that_does_not_serve_is_passed_over(
+    damage: Callable[[Path], None], name: str, whole: Whole, runs: Path
+) -> None:
+    assert run("muni", runs, more=("--set", "updates=60")).status == 0
+    path = seed_folders(runs)[60].parent / name
+    damage(path)
+    all_of_it = partial(at_call, UPDATE, UPDATES, processes.die)
+    assert run("muni", runs, all_of_it).status == -signal.SIGKILL  # every update is its own
     assert run("muni", runs).status == 0
     shutil.rmtree(path.parent)
     assert_same_state(checkpoint_of(runs), checkpoint_of(whole("muni")))

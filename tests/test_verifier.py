@@ -289,6 +289,13 @@ def test_segformer_begins_with_pretrained_weights(tmp_path, monkeypatch):
         network.pretrain()
 
 
+@pytest.mark.parametrize("instructions", [False, True])
+def test_the_smallest_pictures_never_train_in_half_the_bits(instructions, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: instructions)
+    assert [verifier._bfloat16("cpu", side) for side in (16, 32, 64)] == [False, instructions, instructions]
+    assert verifier._bfloat16("cuda", 16)
+
+
 def test_an_unknown_verifier_names_the_nearest():
     from benchmark.api import UserError
 
