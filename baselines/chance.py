@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark.api import Batch, Cell, Inapplicable, MethodCard, Modality
+from torch import Tensor
+
+from benchmark.api import Batch, Cell, Inapplicable, MethodCard, Modality, Raw
 from benchmark.config import Config
 from benchmark.runtime import Draws
 
@@ -31,7 +33,7 @@ class Chance:
 
     def bind(self, data: Any) -> None:
         """Raises Inapplicable for a dataset that cannot draw its modalities apart."""
-        if not hasattr(data, "independent"):
+        if not hasattr(data, "independent") and not hasattr(data, "render"):
             raise Inapplicable("the dataset's world is not known, so its rows cannot be drawn afresh")
         self._world = data
 
@@ -41,6 +43,11 @@ class Chance:
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
         return self._world.independent(want, draws)
+
+    def things(self, cell: Cell, split: str, indices: Tensor, draws: Draws) -> Raw:
+        """Each wanted modality of a random row of the split."""
+        count = self._world.count(split)
+        return {name: self._world.raw(split, draws.integers(name, count))[name] for name in cell.want}
 
 
 METHOD = Chance

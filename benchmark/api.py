@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from benchmark.runtime import Draws
 
 Batch = dict[str, "Tensor"]  # modality name -> (rows, *shape); only the observed modalities are there
+# Pictures (rows, channels, height, width) in [0, 1], sounds (rows, samples) in [-1, 1], sentences of one line.
+Raw = dict[str, "Tensor | list[str]"]
 TASKS = ("one_to_one", "many_to_one", "one_to_many", "uncond")
 
 
@@ -29,7 +31,9 @@ class UserError(Exception):
 class Modality:
     """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`.
 
-    An image is `(channels, height, width)` in [0, 1]; a label is an int64 index of shape `()` below `classes`.
+    An image is `(channels, height, width)` in [0, 1]; a label is an int64 index of shape `()` below `classes`. An image
+    or audio of one dimension is a feature of it. A text is observed as a feature of `shape`, and generated as `words`
+    int64 indices below `classes`, which rows of a dataset hold besides the feature (see `words_of`).
     """
 
     name: str
@@ -38,6 +42,17 @@ class Modality:
     center: float = 0.0
     scale: float = 1.0
     classes: int = 0
+    words: int = 0
+
+    @property
+    def generated_shape(self) -> tuple[int, ...]:
+        """Of one generated row."""
+        return (self.words,) if self.kind == "text" else self.shape
+
+
+def words_of(name: str) -> str:
+    """The key under which a batch holds the words of a text modality, (rows, words) int64."""
+    return f"{name} words"
 
 
 @dataclass(frozen=True)
@@ -178,6 +193,12 @@ class Dataset(Protocol):
     One whose world is known answers for the rows `real` and `chance` too: `conditional(given, want, draws)`, fresh
     rows of the exact law of `want` given the observed modalities (Inapplicable where it cannot), and
     `independent(want, draws)`, fresh rows of each modality apart.
+
+    One whose training rows hold some of the modalities each names the splits of like rows in `corpora`; a batch comes
+    from one of them. One whose modalities are features of pictures, sounds and sentences answers for those, too:
+    `raw(split, indices)`, the things themselves as a `Raw` batch; `render(generated, draws)`, things from generated
+    features; `real(split, indices)`, as `raw` with another sentence of each row; `split_of(cell)`, the split whose
+    rows a cell gives and compares with; `sample_rate`, of sounds, in Hz; `language_model()` (models/texts.py).
     """
 
     modalities: tuple[Modality, ...]

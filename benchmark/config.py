@@ -33,6 +33,7 @@ BUDGET_FIELDS = frozenset(
         "decoder_width",
         "decoder_depth",
         "label_width",
+        "word_rows",
         "patch",
         "variant",
         "prior_width",
@@ -93,6 +94,11 @@ class Config:
     threads: int = 0  # of the processor; 0: as many as torch chooses
     variant: str = ""  # of the dataset, one of those that its card's notes name; presets differ in its canvas alone
     label_width: int = 0  # hidden width of the networks of labels
+    word_rows: int = 0  # rows of a batch, the first ones, whose words are scored
+    word_weight: float = 0.0  # of a text's cross-entropy, beside the distance of its projection from its feature
+    adapter_rank: int = 0  # of the low-rank adapters (LoRA) of the language model that writes texts
+    adapter_scale: float = 1.0  # of what they add
+    audio_decoder: str = "regression"  # of features of sounds: "regression", or "flow" as for pictures
     patch: int = 1  # the image networks work on patches of this many pixels squared
     image_time_location: float = 0.0  # mean logit of the times that image decoders learn at; above 0: more noise
     guidance: float = 1.0  # of decoders by the latent, w in v(nothing) + w (v(z) - v(nothing)); 1: none
@@ -105,6 +111,8 @@ class Config:
                 raise UserError(f"{name} = {value}: must not be negative")
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision = {self.precision!r}: choose float32 or bfloat16")
+        if self.audio_decoder not in ("regression", "flow"):
+            raise UserError(f"audio_decoder = {self.audio_decoder!r}: choose regression or flow")
 
     def protocol(self) -> str:
         """Hash of what an evaluation depends on; numbers of different protocols never share a column.

@@ -1,21 +1,28 @@
-"""Sample a method once per cell and feed every metric; the noise depends on cell, seed and row alone."""
+"""Sample a method once per cell and feed every metric; the noise depends on cell, seed and row alone.
+
+Where modalities are features, what is scored is the pictures, sounds and sentences that they are rendered to.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmark import registry
-from benchmark.api import Batch, Cell, Dataset, Inapplicable, Modality, Score
+from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score
 from benchmark.config import Config
 from benchmark.runtime import Draws
+from benchmark.samples import Samples
 from benchmark.train import autocast
 
 BATCH_ROWS = 1024  # rows per call of `sample`; no number depends on it
+KEPT_ROWS = 256  # where what is generated is kept on disk, and so is not lost when a run is stopped
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Result:
     sample_seconds: float | None
 
 
-def metrics_of(cell: Cell, names: list[str], data: Dataset) -> tuple[dict[str, Any], list[Result]]:
+def metrics_of(cell: Cell, names: list[str], data: Any) -> tuple[dict[str, Any], list[Result]]:
     """The metrics that apply to a cell, ready for rows, and an n/a result for each that does not."""
     ready, refused = {}, []
     for name in names:
@@ -42,16 +49,18 @@ def metrics_of(cell: Cell, names: list[str], data: Dataset) -> tuple[dict[str, A
 
 def evaluate_cell(
     method: Any,
-    data: Dataset,
+    data: Any,
     cell: Cell,
     names: list[str],
     config: Config,
     seed: int,
     device: str,
     batch_rows: int = BATCH_ROWS,
+    kept: Samples | None = None,
 ) -> Iterator[Result]:
-    """Scores of one cell, n/a where the method says so. Row r is test row r where the cell gives modalities.
+    """Scores of one cell, n/a where the method says so. Row r is row r of the cell's split where it gives modalities.
 
+    kept: where generated things are kept, for a dataset that has them: its rows are scored as they are there.
     Raises ValueError for generated rows that are missing, misshapen or not finite.
     """
     metrics, refused = metrics_of(cell, names, data)
@@ -65,27 +74,26 @@ def evaluate_cell(
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
+    batch_rows = min(batch_rows, BATCH_ROWS if kept is None else KEPT_ROWS)
     for start in range(0, rows, batch_rows):
         count = min(batch_rows, rows - start)
-        real = data.rows("test", torch.arange(start, start + count, device=device))
-        given = {name: real[name] for name in cell.given}
-        before = time.perf_counter()
-        samples = []
-        for repeat in range(repeats):
-            draws = Draws("evaluate", cell, seed, repeat, rows=count, first_row=start, device=device)
-            try:
-                with torch.no_grad(), autocast(config, device):
-                    samples.append(method.sample(given, cell.want, count, draws))
-            except Inapplicable as reason:
-                yield from (Result(cell, name, None, str(reason), None) for name in metrics)
-                return
-            check_rows(samples[-1], cell, data.modalities, count)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        spent += time.perf_counter() - before
+        sample = partial(_sample, method, data, cell, config, seed, device, start, count)
+        try:
+            if kept is None:
+                timed = [sample(repeat) for repeat in range(repeats)]
+                samples: list[Any] = [batch for batch, _ in timed]
+                spent += sum(seconds for _, seconds in timed)
+            else:
+                if len(kept) < start + count:
+                    kept.append(*_things(sample, method, data, cell, seed, device, start, count))
+                samples = [kept.read(start, count, cell.want, device)]
+        except Inapplicable as reason:
+            yield from (Result(cell, name, None, str(reason), None) for name in metrics)
+            return
+        real = (data.rows if kept is None else data.raw)(*_asked(data, cell, start, count, device))
         for metric in metrics.values():
             metric.update(real, _stack(samples[: getattr(metric, "draws_per_row", 1)]))
-    per_thousand = 1000 * spent / (rows * repeats)
+    per_thousand = 1000 * (kept.seconds if kept else spent) / (rows * repeats)
     for name, metric in metrics.items():
         try:
             yield Result(cell, name, metric.compute(), None, per_thousand)
@@ -93,10 +101,57 @@ def evaluate_cell(
             yield Result(cell, name, None, str(reason), per_thousand)
 
 
+def _asked(data: Any, cell: Cell, start: int, count: int, device: str) -> tuple[str, Tensor]:
+    """The split and the rows of a block of a cell."""
+    split = data.split_of(cell) if hasattr(data, "split_of") else "test"
+    return split, torch.arange(start, start + count, device=device)
+
+
+def _sample(
+    method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, start: int, count: int, repeat: int = 0
+) -> tuple[Batch, float]:
+    """Generated rows of a block, checked, and the seconds that they took."""
+    real = data.rows(*_asked(data, cell, start, count, device))
+    given = {name: real[name] for name in cell.given}
+    draws = Draws("evaluate", cell, seed, repeat, rows=count, first_row=start, device=device)
+    before = time.perf_counter()
+    with torch.no_grad(), autocast(config, device):
+        generated = method.sample(given, cell.want, count, draws)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - before
+    check_rows(generated, cell, data.modalities, count)
+    return generated, seconds
+
+
+def _things(
+    sample: Callable[[], tuple[Batch, float]],
+    method: Any,
+    data: Any,
+    cell: Cell,
+    seed: int,
+    device: str,
+    start: int,
+    count: int,
+) -> tuple[Raw, int, float]:
+    """Generated pictures, sounds and sentences of a block, the sounds' rate, and the seconds of sampling.
+
+    A method that makes things itself has `things(cell, split, indices, draws)`; features of others are rendered.
+    """
+    draws = Draws("render", cell, seed, rows=count, first_row=start, device=device)
+    if hasattr(method, "things"):
+        before = time.perf_counter()
+        raw = method.things(cell, *_asked(data, cell, start, count, device), draws)
+        return raw, data.sample_rate, time.perf_counter() - before
+    generated, seconds = sample()
+    with torch.no_grad():
+        return data.render(generated, draws), data.sample_rate, seconds
+
+
 def check_rows(generated: Batch, cell: Cell, modalities: Sequence[Modality], rows: int) -> None:
     """Raises ValueError, naming the fault, unless `generated` holds `rows` rows of every wanted modality."""
     for modality in (each for each in modalities if each.name in cell.want):
-        name, shape = modality.name, (rows, *modality.shape)
+        name, shape = modality.name, (rows, *modality.generated_shape)
         if name not in generated:
             raise ValueError(f"sample() returned no {name!r} for {cell}")
         x = generated[name]
@@ -108,7 +163,7 @@ def check_rows(generated: Batch, cell: Cell, modalities: Sequence[Modality], row
             raise ValueError(f"sample() returned {name!r} that is no label from 0 to {modality.classes - 1} for {cell}")
 
 
-def _stack(samples: list[Batch]) -> Batch:
+def _stack(samples: list[Any]) -> Any:
     """One draw as it is; several along a new second dimension, (rows, draws, *shape)."""
     if len(samples) == 1:
         return samples[0]

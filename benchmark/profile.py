@@ -25,7 +25,7 @@ from benchmark.api import Cell
 from benchmark.runner import build, prepare, trainer_of
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
-from benchmark.train import LOG_EVERY, Trainer, autocast
+from benchmark.train import LOG_EVERY, Trainer, autocast, training_batch
 
 ROUNDS, STEPS = 9, 8  # medians over rounds of this many steps each
 
@@ -60,7 +60,7 @@ def profile_method(
 def _training(trainer: Trainer, device: str) -> Iterator[str]:
     rows = trainer.config.batch_rows
     draws = Draws("profile", rows=rows, block=rows, device=device)
-    batch = trainer.data.rows("train", draws.integers("rows", trainer.data.count("train")))
+    batch = training_batch(trainer.data, draws, 0, 0)
     stage = trainer.schedule[0][0]
 
     def forward(model: Any = trainer.model) -> Any:
@@ -82,7 +82,7 @@ def _training(trainer: Trainer, device: str) -> Iterator[str]:
         f"  of which     {1e3 * once:8.2f} ms forward, {1e3 * (both - once):.2f} ms backward, "
         f"{1e3 * max(0.0, step - both):.2f} ms batch, clipping, optimiser and weight average"
     )
-    compose, _ = _alternate(lambda: trainer.data.rows("train", draws.integers("rows", rows)), lambda: None, device)
+    compose, _ = _alternate(lambda: training_batch(trainer.data, draws, 0, 0), lambda: None, device)
     yield f"  composing its batch takes {1e3 * compose:.2f} ms, {compose / step:.1%} of it"
 
 

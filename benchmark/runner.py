@@ -26,6 +26,7 @@ from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
+from benchmark.samples import Samples
 from benchmark.tables import Job
 from benchmark.train import CHECKPOINT, Progress, Trainer, carry_on, load_average, write_file
 
@@ -184,8 +185,8 @@ def build(run: Run, data: Any, device: str) -> Any:
     _settle(run.config, device)
     with seeded("init", run.job.seed):
         method = registry.load("method", run.job.method)(data.modalities, run.config)
-    if hasattr(method, "bind"):
-        method.bind(data)
+        if hasattr(method, "bind"):
+            method.bind(data)
     return method.to(device) if hasattr(method, "to") else method
 
 
@@ -212,6 +213,8 @@ def _execute_one(
     if not supported:
         return
     data = _data_of(run, device)
+    if run.method_card.needs_full_rows and hasattr(data, "corpora"):
+        raise Inapplicable(f"{run.method_card.label} trains on rows of all modalities, and here rows are pairs")
     method, progress = _train(run, data, device, report, stopped, deadline)
     what = f"{registry.stem(run.job.method)} seed {run.job.seed}: scoring"
     by_cell: dict[Cell, list[str]] = {}
@@ -225,7 +228,8 @@ def _execute_one(
         if stopped() or (late and position):  # a cell at least, or a short limit would never see an end
             raise Stopped
         report(what, position, total, str(cell).partition(": ")[2])
-        results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device))
+        kept = _kept(run, data, cell)
+        results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept))
         _append(run, device, results, method, progress)
     if probed:
         report(what, len(sampled), total, "probes of the latents")
@@ -291,6 +295,15 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
         else:
             refused.append(Result(cell, metric, None, f"n/a: {label} does not support {cell.task}", None))
     return supported, refused
+
+
+def _kept(run: Run, data: Any, cell: Cell) -> Samples | None:
+    """Where the cell's generated things are kept; None where a dataset's modalities are what is scored."""
+    if not hasattr(data, "render"):
+        return None
+    about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
+    name = f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}"
+    return Samples(run.directory / "samples" / run.run_id / name, about)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:

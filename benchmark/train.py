@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from benchmark.api import Dataset, UserError
+from benchmark.api import Batch, Dataset, UserError
 from benchmark.config import Config
 from benchmark.files import write_atomic
 from benchmark.optimizer import Optimizer
-from benchmark.runtime import Draws
+from benchmark.runtime import Draws, seed_of
 
 LOG_EVERY = 50  # updates between log lines; checkpoints and stops fall on these, so that logs resume exactly too
 CHECKPOINT_SECONDS = 20.0
@@ -130,7 +131,7 @@ class Trainer:
     def update(self) -> tuple[Tensor, dict[str, Tensor]]:
         rows = self.config.batch_rows
         draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device)
-        batch = self.data.rows("train", draws.integers("rows", self.data.count("train")))
+        batch = training_batch(self.data, draws, self.seed, self.updates)
         with autocast(self.config, self.device):
             loss, parts = self.model.loss(batch, self._stage(), draws)
         loss.backward()
@@ -176,6 +177,15 @@ class Trainer:
         self.model.load_state_dict(_below("model.", tensors))
         self.average.load_state_dict(_below("average.", tensors))
         self.optimizer.load(_below("optimizer.", tensors))
+
+
+def training_batch(data: Any, draws: Draws, seed: int, update: int) -> Batch:
+    """The rows of an update: of the training split, or of one of the dataset's corpora, in proportion to their rows."""
+    corpora = getattr(data, "corpora", ("train",))
+    ends = list(accumulate(map(data.count, corpora)))
+    place = seed_of("corpus", seed, update) % ends[-1] if len(corpora) > 1 else 0
+    split = next(name for name, end in zip(corpora, ends, strict=True) if place < end)
+    return data.rows(split, draws.integers("rows", data.count(split)))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """What each kind of modality brings: standardised input, its experts, its decoder's loss, and its sampler.
 
 A family is a group of neighbouring modalities of one kind and shape, which share networks: `Vectors` (residual
-networks, flow decoders), `Labels` (the same networks, a classifier as decoder) and `Images` (models/images.py).
+networks, flow decoders), `Regressed` and `Labels` (the same networks, a mean or a classifier as decoder), `Texts`
+(models/texts.py) and `Images` (models/images.py). Features of pictures and sounds are vectors.
 Losses come per modality and row, so that a route can choose among them.
 """
 
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.api import Batch, Modality
+from benchmark.api import Batch, Modality, words_of
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from models.flow import euler, logit_normal, matching_loss
+from models.flow import Velocity, euler, logit_normal, matching_loss
 from models.images import ImageEncoder, ImageVelocity
-from models.networks import Encoder, StackedLinear, VelocityNetwork
+from models.networks import Encoder, Regression, StackedLinear, VelocityNetwork
+from models.texts import TextDecoder
 
 LOG_VARIANCE = -2.0  # of a label's expert at the start
 
@@ -42,6 +44,9 @@ class Family(nn.Module):
     def build(self, like: Modality, outputs: int, conditions: int) -> None:
         """Make the networks: of K modalities like this one."""
         raise NotImplementedError
+
+    def bind(self, data: Any) -> None:
+        """Make the weights that depend on what the dataset brings."""
 
     def observe(self, batch: Batch) -> Tensor | None:
         """Standardised input (K, rows, *shape), zero where a modality is unobserved; None where all are."""
@@ -78,7 +83,11 @@ class Vectors(Family):
         config, count = self.config, len(self.names)
         self.size = math.prod(like.shape)
         self.encoder = Encoder(count, self.size, config.encoder_width, config.encoder_depth, outputs)
-        self.decoder = VelocityNetwork(count, self.size, conditions, config.decoder_width, config.decoder_depth)
+        self.decoder: Any = self.make_decoder(conditions)
+
+    def make_decoder(self, conditions: int) -> nn.Module:
+        count, config = len(self.names), self.config
+        return VelocityNetwork(count, self.size, conditions, config.decoder_width, config.decoder_depth)
 
     def standardise(self, x: Tensor) -> Tensor:
         first = self.modalities[0]
@@ -94,14 +103,78 @@ class Vectors(Family):
         t = logit_normal(draws.normal("reconstruction time", len(self.names))).T
         noise = draws.normal("reconstruction noise", len(self.names), self.size).transpose(0, 1)
         condition = self.decoder.condition(z)
+        if self.config.condition_dropout:
+            chance = draws.uniform("told", len(self.names)).T
+            condition = condition * (chance >= self.config.condition_dropout)[..., None]
         return matching_loss(lambda x_t, t: self.decoder(x_t, t, condition), x, noise, t) * targets
 
     def generate(self, z: Tensor, which: slice, noise: Callable[..., Tensor]) -> Tensor:
-        velocity = partial(self.decoder, condition=self.decoder.condition(z, which), which=which)
-        x = euler(velocity, noise(self.size), self.config.decoder_steps)
-        members = self.modalities[which]
-        rows = zip(x, members, strict=True)
+        told = partial(self.decoder, condition=self.decoder.condition(z, which), which=which)
+        velocity = guided(told, partial(self.decoder, which=which), self.config.guidance)
+        return self.raw(euler(velocity, noise(self.size), self.config.decoder_steps), which)
+
+    def raw(self, x: Tensor, which: slice) -> Tensor:
+        """Standardised rows (k, rows, size) of some of the modalities in raw units."""
+        rows = zip(x, self.modalities[which], strict=True)
         return torch.stack([part.reshape(-1, *each.shape) * each.scale + each.center for part, each in rows])
+
+
+class Regressed(Vectors):
+    """Vectors whose decoders give the mean: nothing is drawn besides the latent (features of sounds, App. E.2)."""
+
+    def make_decoder(self, conditions: int) -> nn.Module:
+        count, config = len(self.names), self.config
+        return Regression(count, conditions, config.decoder_width, config.decoder_depth, self.size)
+
+    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        return (self.decoder(z) - x).square().mean(-1) * targets
+
+    def generate(self, z: Tensor, which: slice, noise: Callable[..., Tensor]) -> Tensor:
+        return self.raw(self.decoder(z, which), which)
+
+
+class Texts(Family):
+    """One modality of sentences: the feature of a frozen encoder in, words of a frozen language model out.
+
+    What the networks see is the feature and, behind it, the words' numbers.
+    """
+
+    def build(self, like: Modality, outputs: int, conditions: int) -> None:
+        config = self.config
+        (self.size,) = like.shape
+        self.encoder = Encoder(1, self.size, config.encoder_width, config.encoder_depth, outputs)
+        self.decoder = TextDecoder(conditions, self.size, config.decoder_width, config.decoder_depth)
+
+    def bind(self, data: Any) -> None:
+        self.decoder.bind(data.language_model(), self.config.adapter_rank, self.config.adapter_scale)
+
+    def observe(self, batch: Batch) -> Tensor | None:
+        feature, (modality,) = super().observe(batch), self.modalities
+        if feature is None:
+            return None
+        words = batch.get(words_of(modality.name), feature.new_zeros(feature.shape[1], modality.words))
+        return torch.cat([feature, words[None].to(feature.dtype)], -1)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return (x - self.modalities[0].center) / self.modalities[0].scale
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoder(x[..., : self.size])
+
+    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        """Squared distance of the projection from the feature, and for the batch's first rows, weighted by how few
+        they are, the words' cross-entropy."""
+        projected = self.decoder(z)
+        loss = (projected - x[0, :, : self.size]).square().mean(-1)
+        first = min(self.config.word_rows, len(loss))
+        if first:
+            words = self.decoder.cross_entropy(projected[:first], x[0, :first, self.size :].long())
+            weight = self.config.word_weight * len(loss) / first
+            loss = torch.cat([loss[:first] + weight * words, loss[first:]])
+        return loss[None] * targets
+
+    def generate(self, z: Tensor, which: slice, noise: Callable[..., Tensor]) -> Tensor:
+        return self.decoder.write(self.decoder(z), self.modalities[0].words)[None]
 
 
 class Labels(Family):
@@ -182,28 +255,45 @@ class Images(Family):
 
     def guided(self, z: Tensor, view: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The velocity that samples are drawn with: v(nothing) + w (v(z) - v(nothing)) for guidance w."""
-        weight, told = self.config.guidance, self.decoder.condition(z, view)
-        if weight == 1:
-            return lambda x, t: self.decoder(x, t.flatten(), told)
+        told = self.decoder.condition(z, view)
         blind = self.decoder.condition(z, view, torch.zeros_like(view, dtype=torch.bool))
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            without = self.decoder(x, t.flatten(), blind)
-            return torch.lerp(without, self.decoder(x, t.flatten(), told), weight)
-
-        return velocity
-
-
-KINDS: dict[str, type[Family]] = {"vector": Vectors, "label": Labels, "image": Images}
+        return guided(
+            lambda x, t: self.decoder(x, t.flatten(), told),
+            lambda x, t: self.decoder(x, t.flatten(), blind),
+            self.config.guidance,
+        )
 
 
-def families(modalities: Sequence[Modality]) -> Iterator[tuple[type[Family], list[Modality]]]:
-    """Neighbouring modalities of one kind, shape and number of classes. Raises ValueError for an unknown kind."""
+def guided(told: Velocity, blind: Velocity, weight: float) -> Velocity:
+    """v(nothing) + weight (v(z) - v(nothing)) (Ho and Salimans, 2022)."""
+    if weight == 1:
+        return told
+    return lambda x, t: torch.lerp(blind(x, t), told(x, t), weight)
+
+
+# Kind and dimensions of a modality -> its family; sounds' features by the recipe's choice.
+KINDS: dict[tuple[str, int], type[Family]] = {
+    ("vector", 1): Vectors,
+    ("label", 0): Labels,
+    ("image", 3): Images,
+    ("image", 1): Vectors,
+    ("audio", 1): Regressed,
+    ("text", 1): Texts,
+}
+
+
+def families(modalities: Sequence[Modality], config: Config) -> Iterator[tuple[type[Family], list[Modality]]]:
+    """Neighbouring modalities of one kind, shape and number of classes, texts each alone.
+
+    Raises ValueError for a kind, or a kind's shape, that has no networks.
+    """
 
     def alike(modality: Modality) -> tuple[Any, ...]:
-        return modality.kind, modality.shape, modality.classes
+        return modality.kind, modality.shape, modality.classes, modality.name if modality.kind == "text" else ""
 
-    for (kind, *_), members in groupby(modalities, alike):
-        if kind not in KINDS:
-            raise ValueError(f"no networks for modalities of kind {kind!r}: there are {', '.join(KINDS)}")
-        yield KINDS[kind], list(members)
+    for (kind, shape, *_), members in groupby(modalities, alike):
+        if (kind, len(shape)) not in KINDS:
+            known = ", ".join(f"{name} of {dimensions}" for name, dimensions in KINDS)
+            raise ValueError(f"no networks for modalities of kind {kind!r} and shape {shape}: there are {known}")
+        flows = kind == "audio" and config.audio_decoder == "flow"
+        yield Vectors if flows else KINDS[kind, len(shape)], list(members)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +45,18 @@ class LatentModel(nn.Module):
         self.latent_size = config.latent_size
         self.families = nn.ModuleList(  # type: ignore[assignment]
             family(members, config, self.encoder_outputs(), self.decoder_conditions())
-            for family, members in families(modalities)
+            for family, members in families(modalities, config)
         )
         ends = accumulate((len(family.names) for family in self.families), initial=0)
         self.parts = [slice(start, end) for start, end in pairwise(ends)]  # each family's modalities
         self.prior = VelocityNetwork(
             1, config.latent_size, self.prior_conditions(), config.prior_width, config.prior_depth
         )
+
+    def bind(self, data: Any) -> None:
+        """Make the weights that depend on what the dataset brings: of the language model that writes texts."""
+        for family in self.families:
+            family.bind(data)
 
     # What a method states.
 

@@ -63,6 +63,19 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-14.0, 6.0)
 
 
+class Regression(nn.Module):
+    """The mean of x given z: z (modalities, rows, conditions) -> (modalities, rows, size); zero at the start."""
+
+    def __init__(self, modalities: int, conditions: int, width: int, depth: int, size: int) -> None:
+        super().__init__()
+        self.enter = StackedLinear(modalities, conditions, width)
+        self.blocks = ResidualBlocks(modalities, width, depth)
+        self.leave = StackedLinear(modalities, width, size, zero=True)
+
+    def forward(self, z: Tensor, which: slice = ALL) -> Tensor:
+        return self.leave(self.blocks(self.enter(z, which), which), which)
+
+
 class VelocityNetwork(nn.Module):
     """v(x_t, t | condition) of shape (modalities, rows, size), for t of shape (modalities, rows) or (1, 1).
 

@@ -53,7 +53,7 @@ def model(name: str = "muni", **changes: object) -> LatentModel:
 
 
 def test_neighbours_of_one_kind_and_shape_share_networks() -> None:
-    found = [(family.__name__, [each.name for each in members]) for family, members in families(MIXED)]
+    found = [(family.__name__, [each.name for each in members]) for family, members in families(MIXED, config())]
     assert found == [
         ("Images", ["left", "right"]),
         ("Labels", ["digit"]),
@@ -61,7 +61,22 @@ def test_neighbours_of_one_kind_and_shape_share_networks() -> None:
         ("Vectors", ["vector"]),
     ]
     with pytest.raises(ValueError, match="no networks for modalities of kind 'audio'"):
-        list(families([Modality("sound", (8,), "audio")]))
+        list(families([Modality("sound", (2, 8), "audio")], config()))
+
+
+@pytest.mark.parametrize(("decoder", "sound"), [("regression", "Regressed"), ("flow", "Vectors")])
+def test_features_have_the_decoders_of_their_kind(decoder: str, sound: str) -> None:
+    modalities = [
+        Modality("a", (8,), "text", classes=9, words=4),
+        Modality("b", (8,), "text", classes=9, words=4),
+        Modality("c", (8,), "image"),
+        Modality("d", (8,), "audio"),
+    ]
+    found = [
+        (family.__name__, [each.name for each in members])
+        for family, members in families(modalities, config(audio_decoder=decoder))
+    ]
+    assert found == [("Texts", ["a"]), ("Texts", ["b"]), ("Vectors", ["c"]), (sound, ["d"])]
 
 
 def test_the_posterior_of_a_subset_is_the_product_of_its_experts_alone() -> None:

@@ -17,7 +17,7 @@ LAYERS = (
     {"benchmark", "benchmark.api"},
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
     {"benchmark.runtime", "benchmark.metrics", "models", "baselines", "data_prep"},
-    {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
+    {f"benchmark.{name}" for name in ("optimizer", "samples", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
     {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "show", "tune")},
     {"benchmark.cli"},

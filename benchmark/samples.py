@@ -1,0 +1,145 @@
+"""Generated things on disk: pictures as PNG, sounds as WAV, sentences as text, in blocks of rows, with a manifest.
+
+What a method generates is scored from here, so that it can be looked at, listened to, scored again without generating
+it again, and come from another program. A folder holds `manifest.jsonl`, one line per row in order, and the files that
+the lines name. A row counts when its line is there, and lines are written after the files they name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import wave
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.api import Raw, UserError
+from benchmark.files import write_atomic
+
+MANIFEST, ABOUT = "manifest.jsonl", "about.json"
+DEPTH = 2**15  # levels of a sound's samples on either side of zero
+
+
+class Samples:
+    """The rows of one cell in a folder, as far as they are generated. `about`: what they are a function of.
+
+    Rows of a folder that is about something else, or is damaged, are thrown away.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder, self.about = folder, dict(about)
+        self._lines = self._read_lines()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on generating the rows that are here."""
+        return sum(line["seconds"] for line in self._lines)
+
+    def append(self, raw: Raw, sample_rate: int, seconds: float) -> None:
+        """Add the next rows, whose generation took so long."""
+        first, count = len(self), len(next(iter(raw.values())))
+        lines: list[dict[str, Any]] = [{"row": first + k, "seconds": seconds / count} for k in range(count)]
+        for name, values in raw.items():
+            if isinstance(values, list):
+                for line, text in zip(lines, values, strict=True):
+                    line[name] = one_line(text)
+                continue
+            picture = values.ndim == 4
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            for line, value in zip(lines, values.cpu(), strict=True):
+                file = f"{name}/{line['row']:06d}.{'png' if picture else 'wav'}"
+                line[name] = {"file": file}
+                if picture:
+                    write_png(self.folder / file, value)
+                else:
+                    write_wav(self.folder / file, value, sample_rate)
+        if not first:
+            write_atomic(self.folder / ABOUT, (json.dumps(self.about, indent=2) + "\n").encode())
+        self._lines += lines
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines)
+        write_atomic(self.folder / MANIFEST, text.encode())
+
+    def read(self, start: int, count: int, names: Sequence[str], device: str = "cpu") -> Raw:
+        """Rows from `start` on. Raises UserError, naming the file, where one is lacking or cannot be read."""
+        lines = self._lines[start : start + count]
+        raw: Raw = {}
+        for name in names:
+            values = [line[name] for line in lines]
+            if isinstance(values[0], str):
+                raw[name] = values
+            else:
+                raw[name] = torch.stack([self._file(value["file"]) for value in values]).to(device)
+        return raw
+
+    def _file(self, name: str) -> Tensor:
+        path = self.folder / name
+        return read_png(path) if path.suffix == ".png" else read_wav(path)[0]
+
+    def _read_lines(self) -> list[dict[str, Any]]:
+        try:
+            if json.loads((self.folder / ABOUT).read_text()) == self.about:
+                return [json.loads(line) for line in (self.folder / MANIFEST).read_text().splitlines()]
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return []
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space, line separators of any alphabet among them, as one space."""
+    return " ".join(text.split())
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """A picture (1 or 3, height, width) in [0, 1], in 256 levels."""
+    from PIL import Image
+
+    levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)).save(path, compress_level=1)
+
+
+def read_png(path: Path) -> Tensor:
+    """(1 or 3, height, width) in [0, 1]. Raises UserError where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            levels = np.array(image if image.mode == "L" else image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: not a whole picture ({error}): remove {path.parent.parent} to have it anew") from None
+    planes = levels[None] if levels.ndim == 2 else np.moveaxis(levels, -1, 0)
+    return torch.from_numpy(planes.astype(np.float32) / 255)
+
+
+def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
+    """A sound (samples,) in [-1, 1], one channel of 16 bits."""
+    levels = (sound.float().clamp(-1, 1) * (DEPTH - 1)).round().to(torch.int16).numpy()
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(levels.astype("<i2").tobytes())
+
+
+def read_wav(path: Path) -> tuple[Tensor, int]:
+    """A sound (samples,) in [-1, 1], the mean of its channels, and its rate in Hz. Raises UserError where it cannot be
+    read, or has no samples."""
+    try:
+        with wave.open(str(path), "rb") as file:
+            if file.getsampwidth() != 2:
+                raise wave.Error(f"samples of {8 * file.getsampwidth()} bits, not of 16")
+            if not file.getnframes():
+                raise wave.Error("no samples")
+            levels = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+            rate = file.getframerate()
+    except (OSError, EOFError, wave.Error, ValueError) as error:
+        raise UserError(f"{path}: not a whole sound ({error}): remove {path.parent.parent} to have it anew") from None
+    return torch.from_numpy(levels.astype(np.float32).mean(1) / (DEPTH - 1)), rate
