@@ -25,6 +25,7 @@ from benchmark.tables import (
     checked,
     column_rows,
     conditions,
+    dataset_at,
     guard,
     known_name,
     load_table,
@@ -79,8 +80,10 @@ class Comparison:
     reason: str = ""
 
 
-def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") -> list[Claim]:
-    """Read the claims strictly; `metrics` are the known names.
+def load_claims(
+    metrics: Collection[str], path: Path = RESULTS / "claims.toml", preset: str = "paper"
+) -> list[Claim]:
+    """Read the claims strictly; `metrics` are the known names. A section may name a dataset per preset.
 
     What is compared is `[task, metric]`, or the header of a column of the table after which the section is named.
     Raises UserError, naming file and key, for an unknown key, task, metric, column or relation, a wrong type,
@@ -90,10 +93,11 @@ def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") 
     for table, section in read_toml(path).items():
         if not isinstance(section, dict):
             raise UserError(f"{path.name}: unknown key {table!r}: write a section per table, as [table5]")
-        checked(section, {"dataset": str, "source": str, "claim": list}, f"{path.name}: {table}")
+        checked(section, {"dataset": str | dict, "source": str, "claim": list}, f"{path.name}: {table}")
+        dataset = dataset_at(section["dataset"], preset, f"{path.name}: {table}")
         for place, raw in enumerate(section["claim"], 1):
             where = f"{path.name}: {raw.get('id', f'claim {place}')}"
-            claims.append(_claim(raw, where, metrics, table, section["dataset"], section["source"]))
+            claims.append(_claim(raw, where, metrics, table, dataset, section["source"], preset))
     ids = [claim.id for claim in claims]
     if twice := [name for name in ids if ids.count(name) > 1]:
         raise UserError(f"{path.name}: two claims have the id {twice[0]!r}: give each its own")
@@ -101,7 +105,13 @@ def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml") 
 
 
 def _claim(
-    raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str, dataset: str, source: str
+    raw: Mapping[str, Any],
+    where: str,
+    metrics: Collection[str],
+    table: str,
+    dataset: str,
+    source: str,
+    preset: str,
 ) -> Claim:
     checked(
         raw,
@@ -116,7 +126,7 @@ def _claim(
     if bool(rivals) == (raw["relation"] == "unsupported"):
         raise UserError(f"{where}: rivals belong to the relations below and above, which need them")
     named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
-    loaded = load_table(table, metrics) if named else None
+    loaded = load_table(table, metrics, preset) if named else None
     on, against = (
         tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
         for key in ("on", "against")

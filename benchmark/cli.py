@@ -218,7 +218,7 @@ def reproduce(
     """
     preset = _preset(preset)
     tables.known_name(format, tables.FORMATS, "format", "--format")
-    loaded = _table(table)
+    loaded = _table(table, preset)
     names = registry.card("dataset", loaded.dataset).modalities
     jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
     outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, quiet=True)
@@ -263,7 +263,7 @@ def table(
     Example: bench table table5 --preset cpu --reference --format md
     """
     preset = _preset(preset)
-    loaded = _table(name)
+    loaded = _table(name, preset)
     rows = _reference(preset) if reference else _standard(runs, preset, set_)
     print(_render(loaded, rows, preset, format), end="")
 
@@ -289,7 +289,7 @@ def claims(
 def _claims(frame: pd.DataFrame, preset: str, format: str, of: Sequence[str]) -> str:
     from benchmark import claims as module
 
-    found = module.load_claims(registry.index("metric"))
+    found = module.load_claims(registry.index("metric"), preset=preset)
     for name in of:
         tables.known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
     found = [claim for claim in found if not of or claim.table in of]
@@ -385,10 +385,10 @@ def page_blocks() -> dict[str, dict[str, str]]:
     """Page -> what stands between each pair of its markers."""
     return {
         "README.md": {
-            "table5 cpu": _render(_table("table5"), _reference("cpu"), "cpu", "md"),
-            "criteria cpu": _render(_table("criteria"), _reference("cpu"), "cpu", "md"),
+            "table5 cpu": _render(_table("table5", "cpu"), _reference("cpu"), "cpu", "md"),
+            "criteria cpu": _render(_table("criteria", "cpu"), _reference("cpu"), "cpu", "md"),
             "claims table5 cpu": _claims(_reference("cpu"), "cpu", "md", ["table5"]),
-            "table6 cpu": _render(_table("table6"), _reference("cpu"), "cpu", "md"),
+            "table6 cpu": _render(_table("table6", "cpu"), _reference("cpu"), "cpu", "md"),
             "claims table2 table6 cpu": _claims(_reference("cpu"), "cpu", "md", ["table2", "table6"]),
             "search tuning": _search("tuning", "cpu"),
         },
@@ -635,8 +635,8 @@ def _reference(preset: str) -> pd.DataFrame:
     return records.load(_reference_path(preset), must_exist=True)
 
 
-def _table(name: str) -> tables.Table:
-    return tables.load_table(name, registry.index("metric"))
+def _table(name: str, preset: str) -> tables.Table:
+    return tables.load_table(name, registry.index("metric"), preset)
 
 
 def _present(table: tables.Table) -> list[str]:

@@ -101,7 +101,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: rows, columns and seeds; see results/tables/table5.toml."""
+    """A table of the paper: rows, columns and seeds; see results/tables/table5.toml.
+
+    `stand_in`: whether the dataset stands in for the one of preset `paper`.
+    """
 
     id: str
     title: str
@@ -110,6 +113,7 @@ class Table:
     sanity: tuple[str, ...]
     seeds: Mapping[str, int]
     columns: tuple[Column, ...]
+    stand_in: bool = False
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -156,8 +160,10 @@ def job_of(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tu
     return Job(method, dataset, preset, seed, asked, metrics, skip)
 
 
-def load_table(source: str | Path, metrics: Collection[str]) -> Table:
+def load_table(source: str | Path, metrics: Collection[str], preset: str = "paper") -> Table:
     """Read `results/tables/<source>.toml`, or the file of that path, strictly; `metrics` are the known names.
+
+    A table whose `dataset` lists one per preset is that of `preset`.
 
     Raises UserError, naming file and key, for an unknown table, key, task, metric or preset, a wrong
     type, a missing key, and two columns of one header.
@@ -173,7 +179,15 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
         raw["column"] = _columns_of(raw.pop("columns"), path)
     checked(
         raw,
-        {"id": str, "title": str, "dataset": str, "methods": list, "sanity": list, "seeds": dict, "column": list},
+        {
+            "id": str,
+            "title": str,
+            "dataset": str | dict,
+            "methods": list,
+            "sanity": list,
+            "seeds": dict,
+            "column": list,
+        },
         path.name,
     )
     for preset, count in raw["seeds"].items():
@@ -188,9 +202,30 @@ def load_table(source: str | Path, metrics: Collection[str]) -> Table:
     headers = [column.header for column in columns]
     if twice := [header for header in headers if headers.count(header) > 1]:
         raise UserError(f"{path.name}: two columns have the header {twice[0]!r}: give each its own")
+    dataset = dataset_at(raw["dataset"], preset, path.name)
     return Table(
-        raw["id"], raw["title"], raw["dataset"], tuple(raw["methods"]), tuple(raw["sanity"]), raw["seeds"], columns
+        raw["id"],
+        raw["title"],
+        dataset,
+        tuple(raw["methods"]),
+        tuple(raw["sanity"]),
+        raw["seeds"],
+        columns,
+        dataset != dataset_at(raw["dataset"], "paper", path.name),
     )
+
+
+def dataset_at(dataset: str | Mapping[str, str], preset: str, where: str) -> str:
+    """The dataset that a file names for a preset, where it does not name one for all.
+
+    Raises UserError for an unknown preset, and for one that the file leaves out.
+    """
+    if isinstance(dataset, str):
+        return dataset
+    for name in (*dataset, preset):
+        known_name(name, PRESETS, "preset", f"{where}: dataset")
+    known_name(preset, dataset, "preset", f"{where}: dataset")
+    return dataset[preset]
 
 
 def _columns_of(other: Any, path: Path) -> Any:
@@ -244,15 +279,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def checked(
-    raw: Mapping[str, Any], required: Mapping[str, type], where: str, optional: Mapping[str, type] | None = None
+    raw: Mapping[str, Any], required: Mapping[str, Any], where: str, optional: Mapping[str, Any] | None = None
 ) -> None:
     """Raises UserError, naming file and key, unless `raw` has the required keys, no unknown one, and their types."""
-    kinds = {**required, **(optional or {})}
+    kinds: dict[str, Any] = {**required, **(optional or {})}
     for key, value in raw.items():
         if key not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}")
         if not isinstance(value, kinds[key]) or isinstance(value, bool):
-            raise UserError(f"{where}: {key} = {value!r} is not of type {kinds[key].__name__}")
+            kind = getattr(kinds[key], "__name__", str(kinds[key]))
+            raise UserError(f"{where}: {key} = {value!r} is not of type {kind}")
     for key in required:
         if key not in raw:
             raise UserError(f"{where}: lacks the key {key!r}")
@@ -558,7 +594,8 @@ class _Composer:
         blocks.append(self.cost())
         title = table.title if comparable else f"{table.title} at preset {self.preset}"
         if printed and not comparable:
-            title = f"{table.title} protocol at preset {self.preset}: not comparable with the paper's numbers"
+            where = f"on {table.dataset} at preset" if table.stand_in else "at preset"
+            title = f"{table.title} protocol {where} {self.preset}: not comparable with the paper's numbers"
         caption = self.caption() + tuple(notes)
         return Page(title, tuple(block for block in blocks if block.rows), tuple(self.footnotes), caption)
 

@@ -136,6 +136,9 @@ def page(table, frame, preset="cpu", format="md", **options):
         ("digits = 4", "digits = 4\nleast = { cpuu = 0.9 }", "least: unknown key 'cpuu': did you mean 'cpu'?"),
         ("digits = 4", "digits = 4\nleast = { cpu = 1 }", "least: cpu = 1 is not of type float"),
         ('id = "table5"', 'id = "table5', "not valid TOML"),
+        ('"gaussian_mixture"', '{ cpuu = "a" }', "dataset: unknown preset 'cpuu': did you mean 'cpu'?"),
+        ('"gaussian_mixture"', '{ cpu = "a" }', "dataset: unknown preset 'paper': choose from cpu"),
+        ('"gaussian_mixture"', "[]", "dataset = [] is not of type str | dict"),
     ],
 )
 def test_a_faulty_file_is_refused_by_file_and_key(tmp_path, old, new, message):
@@ -171,6 +174,18 @@ def test_a_table_may_take_the_columns_of_another_beside_it(tmp_path):
         column.header for column in load_table("table5", METRICS).columns
     ]
     assert load_table(mine, METRICS).columns[0].paper["table"] == "table6"  # its own numbers stand beside them
+
+
+def test_a_table_may_have_another_dataset_at_each_preset(tmp_path):
+    text = (RESULTS / "tables" / "table5.toml").read_text()
+    datasets = '{ cpu = "gaussian_mixture", paper = "the_real_one" }'
+    (tmp_path / "mine.toml").write_text(text.replace('"gaussian_mixture"', datasets, 1))
+    proper, stand_in = (load_table(tmp_path / "mine.toml", METRICS, preset) for preset in ("paper", "cpu"))
+    assert (proper.dataset, proper.stand_in) == ("the_real_one", False)
+    assert (stand_in.dataset, stand_in.stand_in) == ("gaussian_mixture", True)
+    stand_in = dataclasses.replace(stand_in, methods=("muni",))
+    text = page(stand_in, measured(stand_in, plain))
+    assert "Table 5 protocol on gaussian_mixture at preset cpu: not comparable with the paper's numbers" in text
 
 
 def test_every_table_in_the_repository_loads():
