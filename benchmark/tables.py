@@ -164,7 +164,6 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
     """Read `results/tables/<source>.toml`, or the file of that path, strictly; `metrics` are the known names.
 
     A table whose `dataset` lists one per preset is that of `preset`.
-
     Raises UserError, naming file and key, for an unknown table, key, task, metric or preset, a wrong
     type, a missing key, and two columns of one header.
     """
@@ -190,11 +189,11 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
         },
         path.name,
     )
-    for preset, count in raw["seeds"].items():
-        if preset not in PRESETS:
-            raise UserError(f"{path.name}: seeds: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    for name, count in raw["seeds"].items():
+        if name not in PRESETS:
+            raise UserError(f"{path.name}: seeds: unknown preset {name!r}{nearest(name, PRESETS)}")
         if not isinstance(count, int) or count < 1:
-            raise UserError(f"{path.name}: seeds: {preset} = {count!r}: write a whole number of at least 1")
+            raise UserError(f"{path.name}: seeds: {name} = {count!r}: write a whole number of at least 1")
     columns = tuple(
         _column(entry, f"{path.name}: column {place}", metrics, raw["id"])
         for place, entry in enumerate(raw["column"], 1)
