@@ -184,7 +184,7 @@ def test_a_table_may_have_another_dataset_at_each_preset(tmp_path):
     assert (proper.dataset, proper.stand_in) == ("the_real_one", False)
     assert (stand_in.dataset, stand_in.stand_in) == ("gaussian_mixture", True)
     stand_in = dataclasses.replace(stand_in, methods=("muni",))
-    text = page(stand_in, measured(stand_in, plain))
+    text = page(stand_in, measured(stand_in, plain), format="term")
     assert "Table 5 protocol on gaussian_mixture at preset cpu: not comparable with the paper's numbers" in text
 
 
