@@ -48,6 +48,8 @@ Verdict = Literal["holds", "fails", "undecided", "n/a"]
 class Claim:
     """The subject's value on `on` stands `relation` `factor` x each rival's value on `against`.
 
+    `variants`: with the subject, methods of which the better one stands for all: as good as there are columns of `on`
+    and seeds, by their mean. Since it was chosen on the same seeds, each rival is judged at a level shared among them.
     `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
     on the log scale. `unsupported`: the subject has no number on `on`, and there are no rivals.
     `conditions`: the suite's table, reduced to the columns on which it is refused; None where it has no such column.
@@ -59,6 +61,7 @@ class Claim:
     table: str
     dataset: str
     subject: str
+    variants: tuple[str, ...]
     rivals: tuple[str, ...]
     relation: str
     factor: float
@@ -80,9 +83,7 @@ class Comparison:
     reason: str = ""
 
 
-def load_claims(
-    metrics: Collection[str], path: Path = RESULTS / "claims.toml", preset: str = "paper"
-) -> list[Claim]:
+def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml", preset: str = "paper") -> list[Claim]:
     """Read the claims strictly; `metrics` are the known names. A section may name a dataset per preset.
 
     What is compared is `[task, metric]`, or the header of a column of the table after which the section is named.
@@ -117,7 +118,7 @@ def _claim(
         raw,
         {"id": str, "text": str, "subject": str, "relation": str, "on": list},
         where,
-        {"rivals": list, "factor": float, "against": list},
+        {"rivals": list, "factor": float, "against": list, "variants": list},
     )
     known_name(raw["relation"], RELATIONS, "relation", where)
     rivals, factor = tuple(raw.get("rivals", ())), raw.get("factor", 1.0)
@@ -141,6 +142,7 @@ def _claim(
         table,
         dataset,
         raw["subject"],
+        tuple(raw.get("variants", ())),
         rivals,
         raw["relation"],
         factor,
@@ -167,10 +169,12 @@ def _quantity(raw: Any, where: str, metrics: Collection[str], table: str, loaded
 # ---------------------------------------------------------------------------------------------- the test
 
 
-def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dict[str, Comparison]:
+def compare(
+    logs: Mapping[str, np.ndarray], relation: str, factor: float, alpha: float = ALPHA
+) -> dict[str, Comparison]:
     """Judge `exp(log ratio)` below or above `factor` for each rival; `logs`: rival -> log ratio per seed, (seeds,).
 
-    Rivals are taken in the order of their p values; the k-th of m is judged at ALPHA / (m - k + 1),
+    Rivals are taken in the order of their p values; the k-th of m is judged at alpha / (m - k + 1),
     and from the first that is undecided on, all are. Each interval is at the level its rival was
     judged at, so it excludes `factor` exactly where there is a verdict. Rivals of fewer than
     LEAST_SEEDS seeds are undecided, and still count in m.
@@ -192,10 +196,10 @@ def compare(logs: Mapping[str, np.ndarray], relation: str, factor: float) -> dic
         rival: _pvalue(float(logs[rival].mean()) - math.log(factor), errors[rival], len(logs[rival]) - 1)
         for rival in enough
     }
-    level, rejecting = ALPHA, True
+    level, rejecting = alpha, True
     for place, rival in enumerate(sorted(enough, key=lambda rival: pvalues[rival])):
         if rejecting:
-            level = ALPHA / (len(logs) - place)
+            level = alpha / (len(logs) - place)
             rejecting = pvalues[rival] < level
         values = logs[rival]
         mean, reach = float(values.mean()), float(special.stdtrit(len(values) - 1, 1 - level / 2)) * errors[rival]
@@ -252,7 +256,7 @@ def check_claims(
                     "preset": preset,
                     "verdict": overall,
                     "in_paper": agrees,
-                    "subject": claim.subject,
+                    "subject": " or ".join((claim.subject, *claim.variants)),
                     "rival": rival,
                     "relation": claim.relation,
                     "factor": claim.factor,
@@ -272,7 +276,7 @@ def _answers(
         if failed := [phrase for phrase, met in conditions(summary, claim.conditions) if not met]:
             reason = f"{claim.table} is refused: {'; '.join(failed)}"
             return {rival: Comparison("undecided", reason=reason) for rival in claim.rivals or ("",)}
-    subject, lack = _logs(columns, claim.subject, claim.on)
+    subject, lack = _best(columns, claim)
     if claim.relation == "unsupported":
         return {"": _supported(subject, lack)}
     if not subject:
@@ -288,7 +292,7 @@ def _answers(
         else:
             logs[rival] = _array([])  # it counts among the rivals of Holm's step-down
             answers[rival] = Comparison("undecided", reason=lack)
-    answers = compare(logs, claim.relation, claim.factor) | answers
+    answers = compare(logs, claim.relation, claim.factor, ALPHA / (1 + len(claim.variants))) | answers
     return {rival: answers[rival] for rival in claim.rivals}
 
 
@@ -301,7 +305,7 @@ def _columns(
     columns: dict[tuple[str, str], tuple[list[dict[str, Any]], int]] = {}
     for column in (*claim.on, *claim.against):
         wanted = column.cells(claim.dataset, modalities[claim.dataset])
-        rows = column_rows(frame, preset, wanted, column.metric, (claim.subject, *claim.rivals))
+        rows = column_rows(frame, preset, wanted, column.metric, (claim.subject, *claim.variants, *claim.rivals))
         columns[column.header, column.metric] = rows, len(wanted)
     guard([row for rows, _ in columns.values() for row in rows], ONE_PER_COMPARISON)
     return columns
@@ -311,6 +315,15 @@ def _supported(values: Mapping[int, float], lack: str) -> Comparison:
     if values:
         return Comparison("fails", seeds=len(values), reason="it has numbers there")
     return Comparison("holds" if lack.startswith("n/a") else "undecided", reason=lack)
+
+
+def _best(
+    columns: Mapping[tuple[str, str], tuple[list[dict[str, Any]], int]], claim: Claim
+) -> tuple[dict[int, float], str]:
+    """`_logs` of the subject, or of the better one of it and its variants."""
+    sign = -1 if claim.relation == "below" else 1
+    found = [_logs(columns, method, claim.on) for method in (claim.subject, *claim.variants)]
+    return max(found, key=lambda each: sign * math.fsum(each[0].values()) / len(each[0]) if each[0] else -math.inf)
 
 
 def _logs(
@@ -359,6 +372,9 @@ def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
         return math.fsum(values) / len(values)
 
     subject = log(claim.subject, claim.on)
+    if claim.variants:
+        logs = [value for method in (claim.subject, *claim.variants) if (value := log(method, claim.on)) is not None]
+        subject = (min if claim.relation == "below" else max)(logs, default=None)
     if claim.relation == "unsupported":
         return "yes" if subject is None else "no"
     rivals = [value for rival in claim.rivals if (value := log(rival, claim.against)) is not None]

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -424,14 +425,50 @@ def sample(
 
     Example: bench sample --method muni --given x1+x2 --preset cpu
     """
-    from benchmark import runner, show
+    from benchmark import show
 
     preset = _preset(preset)
-    job = tables.job_of(method, dataset, preset, seed, [])
-    prepared = runner.prepare(job, runs, set_)
+    prepared = _prepared(method, dataset, preset, seed, runs, set_)
     folder = prepared.directory / "samples" if out == Path() else out
     for line in show.write_samples(prepared, tuple(filter(None, given.split("+"))), rows, _device(device), folder):
         print(line)
+
+
+@app.command()
+def sheets(
+    method: Methods = [],
+    dataset: Dataset = "spoken_digits",
+    preset: Preset = "",
+    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
+    items: Annotated[int, typer.Option("--items", help="Rows of a sheet.", min=1)] = 6,
+    device: Device = "",
+    set_: Set = [],
+    runs: Runs = RUNS,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the sheets and of the page.")] = Path("sheets"),
+) -> None:
+    """Sheets to look at and a page to listen to: what is given, what is real, what each trained method makes of it.
+
+    Example: bench sheets --dataset spoken_digits --preset cpu
+    """
+    from benchmark import sheets as module
+    from benchmark.doctor import install_command
+
+    if find_spec("matplotlib") is None:
+        raise UserError(f"no sheets: matplotlib is not installed: {install_command('plots')}")
+    preset = _preset(preset)
+    names = registry.card("dataset", dataset).modalities
+    asked = [cell for task in TASKS for cell in cells(registry.stem(dataset), names, task)]
+    chosen = method or [name for name in registry.index("method") if registry.card("method", name).stages]
+    found = [_prepared(name, dataset, preset, seed, runs, set_) for name in chosen]
+    with _progress() as report:
+        lines = module.write_sheets(found, asked, items, _device(device), out, report)
+    print("\n".join(lines))
+
+
+def _prepared(name: str, dataset: str, preset: str, seed: int, runs: Path, overrides: list[str]) -> Run:
+    from benchmark import runner
+
+    return runner.prepare(tables.job_of(name, dataset, preset, seed, []), runs, overrides)
 
 
 @app.command()

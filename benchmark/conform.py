@@ -28,7 +28,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from benchmark import registry
-from benchmark.api import TASKS, Batch, Card, Cell, DatasetCard, Inapplicable, MethodCard, MetricCard, Score, UserError
+from benchmark.api import (
+    TASKS,
+    Batch,
+    Card,
+    Cell,
+    DatasetCard,
+    Inapplicable,
+    MethodCard,
+    MetricCard,
+    Score,
+    UserError,
+    words_of,
+)
 from benchmark.api import cells as cells_of
 from benchmark.config import BUDGET_FIELDS, PRESETS, Config, nearest, resolve
 from benchmark.criteria import cells_of_dataset
@@ -543,7 +555,6 @@ class _MethodSuite:
 class _DatasetSuite:
     """A dataset at its smallest preset, on the first rows of each split."""
 
-    SPLITS = ("train", "validation", "test")
     MOST = 4096  # rows of a split that are compared with the other splits'
 
     def __init__(self, name: str, card: DatasetCard, dataset: str, watch: _Watch) -> None:
@@ -588,7 +599,7 @@ class _DatasetSuite:
 
     def check_build(self) -> str:
         self.data = self.make()
-        counts = {split: self.data.count(split) for split in self.SPLITS}
+        counts = {split: self.data.count(split) for split in self.splits}
         for split, count in counts.items():
             _need(isinstance(count, int) and count > 0, f"count({split!r}) = {count!r}: every split needs rows")
         return ", ".join(f"{count} {split}" for split, count in counts.items())
@@ -604,10 +615,17 @@ class _DatasetSuite:
             _need(modality.scale > 0, f"{modality.name}: scale = {modality.scale}: must be positive")
 
     def check_rows(self) -> None:
-        for split in self.SPLITS:
+        for split in self.splits:
             rows = self.rows(split)
-            _need(set(rows) == set(self.card.modalities), f"rows of {split!r} hold {sorted(rows)}, not every modality")
-            for modality in self.data.modalities:
+            held = [modality for modality in self.data.modalities if modality.name in rows]
+            words = {words_of(modality.name) for modality in held if modality.kind == "text"}
+            named = {modality.name for modality in held} | words
+            whole = split in self.corpora() or len(held) == len(self.data.modalities)
+            _need(
+                set(rows) == named and whole and len(held) > 1,
+                f"rows of {split!r} hold {sorted(rows)}: not every modality, or a key that is none",
+            )
+            for modality in held:
                 x = rows[modality.name]
                 shape = (min(self.MOST, self.data.count(split)), *modality.shape)
                 _need(tuple(x.shape) == shape, f"{modality.name} of {split!r} has shape {tuple(x.shape)}, not {shape}")
@@ -616,7 +634,7 @@ class _DatasetSuite:
 
     def check_index(self) -> None:
         """Every way to ask for a row gives the same one."""
-        for split in self.SPLITS:
+        for split in self.splits:
             size = min(64, self.data.count(split))
             whole = self.rows(split, torch.arange(size))
             backwards = torch.arange(size - 1, -1, -1)
@@ -633,7 +651,7 @@ class _DatasetSuite:
         for seed in (0, 1):
             with _global_seed(seed):
                 again = self.make()
-                for split in self.SPLITS:
+                for split in self.splits:
                     at = torch.arange(min(64, self.data.count(split)))
                     _need(
                         _equal(self.rows(split, at), self.rows(split, at, again)),
@@ -643,9 +661,9 @@ class _DatasetSuite:
 
     def check_splits(self) -> None:
         seen: dict[bytes, str] = {}
-        for split in self.SPLITS:
+        for split in self.splits:
             rows = self.rows(split)
-            parts = [rows[name].reshape(len(rows[name]), -1).double() for name in self.card.modalities]
+            parts = [rows[name].reshape(len(rows[name]), -1).double() for name in self.card.modalities if name in rows]
             together = torch.cat(parts, 1).cpu().numpy()
             for position, row in enumerate(together):
                 other = seen.setdefault(row.tobytes(), split)
@@ -654,14 +672,18 @@ class _DatasetSuite:
     def check_cells(self) -> None:
         for task in TASKS:
             for cell in cells_of(registry.stem(self.name), self.card.modalities, task):
-                rows, most = self.data.rows_of(cell), self.data.count("test")
+                split = self.data.split_of(cell) if hasattr(self.data, "split_of") else "test"
+                rows, most = self.data.rows_of(cell), self.data.count(split)
                 _need(isinstance(rows, int) and rows > 0, f"rows_of({cell}) = {rows!r}: a cell needs rows")
                 _need(not cell.given or rows <= most, f"rows_of({cell}) = {rows}, and the test split has {most} rows")
 
     def check_scale(self) -> None:
-        rows = self.rows("train")
+        for split in self.corpora() or ("train",):
+            self.check_scale_of(self.rows(split))
+
+    def check_scale_of(self, rows: Batch) -> None:
         for modality in self.data.modalities:
-            if modality.kind in ("label", "text"):
+            if modality.kind == "label" or modality.name not in rows:
                 continue
             x = (rows[modality.name].double() - modality.center) / modality.scale
             mean, spread = x.mean().item(), x.std().item()
@@ -670,6 +692,14 @@ class _DatasetSuite:
                 f"standardised {modality.name} has mean {mean:.3g} and "
                 f"standard deviation {spread:.3g}, not about 0 and 1: mend the modality's center and scale",
             )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return (*(self.corpora() or ("train",)), "validation", "test")
+
+    def corpora(self) -> tuple[str, ...]:
+        """Splits whose rows hold some of the modalities each; none where the training rows hold all."""
+        return tuple(getattr(self.data, "corpora", ()))
 
     def make(self) -> Any:
         with self.watch.calling("building it"):

@@ -6,9 +6,8 @@ Where modalities are features, what is scored is the pictures, sounds and senten
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -77,15 +76,13 @@ def evaluate_cell(
     batch_rows = min(batch_rows, BATCH_ROWS if kept is None else KEPT_ROWS)
     for start in range(0, rows, batch_rows):
         count = min(batch_rows, rows - start)
-        sample = partial(_sample, method, data, cell, config, seed, device, start, count)
         try:
             if kept is None:
-                timed = [sample(repeat) for repeat in range(repeats)]
+                timed = [_sample(method, data, cell, config, seed, device, start, count, k) for k in range(repeats)]
                 samples: list[Any] = [batch for batch, _ in timed]
                 spent += sum(seconds for _, seconds in timed)
             else:
-                if len(kept) < start + count:
-                    kept.append(*_things(sample, method, data, cell, seed, device, start, count))
+                keep(method, data, cell, config, seed, device, start + count, kept)
                 samples = [kept.read(start, count, cell.want, device)]
         except Inapplicable as reason:
             yield from (Result(cell, name, None, str(reason), None) for name in metrics)
@@ -99,6 +96,17 @@ def evaluate_cell(
             yield Result(cell, name, metric.compute(), None, per_thousand)
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
+
+
+def keep(method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, rows: int, kept: Samples) -> None:
+    """Generate what `kept` lacks of the first rows of a cell: whole blocks, and at most the rows that the cell has.
+
+    Raises Inapplicable where the method says so.
+    """
+    while len(kept) < rows:
+        start = len(kept)
+        count = min(KEPT_ROWS, data.rows_of(cell) - start)
+        kept.append(*_things(method, data, cell, config, seed, device, start, count))
 
 
 def _asked(data: Any, cell: Cell, start: int, count: int, device: str) -> tuple[str, Tensor]:
@@ -125,14 +133,7 @@ def _sample(
 
 
 def _things(
-    sample: Callable[[], tuple[Batch, float]],
-    method: Any,
-    data: Any,
-    cell: Cell,
-    seed: int,
-    device: str,
-    start: int,
-    count: int,
+    method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, start: int, count: int
 ) -> tuple[Raw, int, float]:
     """Generated pictures, sounds and sentences of a block, the sounds' rate, and the seconds of sampling.
 
@@ -143,7 +144,7 @@ def _things(
         before = time.perf_counter()
         raw = method.things(cell, *_asked(data, cell, start, count, device), draws)
         return raw, data.sample_rate, time.perf_counter() - before
-    generated, seconds = sample()
+    generated, seconds = _sample(method, data, cell, config, seed, device, start, count)
     with torch.no_grad():
         return data.render(generated, draws), data.sample_rate, seconds
 

@@ -228,7 +228,7 @@ def _execute_one(
         if stopped() or (late and position):  # a cell at least, or a short limit would never see an end
             raise Stopped
         report(what, position, total, str(cell).partition(": ")[2])
-        kept = _kept(run, data, cell)
+        kept = kept_things(run, data, cell)
         results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept))
         _append(run, device, results, method, progress)
     if probed:
@@ -297,13 +297,13 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
     return supported, refused
 
 
-def _kept(run: Run, data: Any, cell: Cell) -> Samples | None:
+def kept_things(run: Run, data: Any, cell: Cell) -> Samples | None:
     """Where the cell's generated things are kept; None where a dataset's modalities are what is scored."""
     if not hasattr(data, "render"):
         return None
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
     name = f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}"
-    return Samples(run.directory / "samples" / run.run_id / name, about)
+    return Samples(run.directory / "generated" / run.run_id / name, about)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:

@@ -1,5 +1,6 @@
 """Claims: the verdict is known for each kind, planted reversals turn it, and chance seldom makes it hold."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -430,3 +431,42 @@ def test_a_verifier_that_misreads_leaves_every_claim_open(of_labels):
 def test_claims_of_labels_without_rows_are_undecided(of_labels):
     found = check_claims(labelled().iloc[:0], of_labels, "cpu", MODALITIES, PAPER)
     assert set(found["verdict"]) == {"undecided"}
+
+
+# ------------------------------------------------------------------------------------------------ the better of two
+
+
+def better_of_two(claims):
+    claim = next(claim for claim in claims if claim.id == "muni_best_2to1")
+    return dataclasses.replace(claim, variants=("helvae",), rivals=("mvae",))
+
+
+@pytest.mark.parametrize(("variant", "expected"), [(0.001, "holds"), (0.5, "holds"), (None, "holds")])
+def test_the_better_variant_stands_for_both(claims, variant, expected):
+    """MVAE scores 0.3233; whichever of MUNI and the variant is below it carries the claim."""
+    changes = {("muni", "many_to_one", "shared_mse"): 0.5 if variant == 0.001 else 0.04}
+    changes |= {} if variant is None else {("helvae", "many_to_one", "shared_mse"): variant}
+    found = answers(measured(changes), [better_of_two(claims)])
+    assert found["verdict"].iloc[0] == expected
+    assert found["subject"].iloc[0] == "muni or helvae"
+    assert found["level"].iloc[0] == pytest.approx(ALPHA / 2)
+
+
+def test_a_claim_of_two_fails_where_both_do(claims):
+    changes = {(method, "many_to_one", "shared_mse"): 0.9 for method in ("muni", "helvae")}
+    assert answers(measured(changes), [better_of_two(claims)])["verdict"].iloc[0] == "fails"
+
+
+def test_choosing_the_better_one_does_not_raise_false_verdicts():
+    """Three methods that are alike, four seeds: the better of the first two beats the third no more often than ALPHA / 2
+    allows, and would without sharing the level."""
+    draws = np.random.default_rng(0)
+    won = {ALPHA: 0, ALPHA / 2: 0}
+    for _ in range(4000):
+        first, second, rival = draws.standard_normal((3, 4))
+        best = min(first, second, key=np.mean)
+        for level in won:
+            verdict = compare({"rival": best - rival}, "below", 1.0, level)["rival"].verdict
+            won[level] += verdict == "holds"
+    assert won[ALPHA / 2] / 4000 <= ALPHA / 2 + 3 * (ALPHA / 2 / 4000) ** 0.5
+    assert won[ALPHA] > won[ALPHA / 2]

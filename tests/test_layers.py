@@ -19,7 +19,7 @@ LAYERS = (
     {"benchmark.runtime", "benchmark.metrics", "models", "baselines", "data_prep"},
     {f"benchmark.{name}" for name in ("optimizer", "samples", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
-    {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "show", "tune")},
+    {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "sheets", "show", "tune")},
     {"benchmark.cli"},
 )
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")

@@ -1,0 +1,203 @@
+"""Sheets to look at and listen to: what is given, what is real, and what each method makes of it, side by side.
+
+One PNG per direction, sounds as spectrograms, and one page, `index.html`, on which the sounds can be played. Needs the
+extra "plots".
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from benchmark import registry
+from benchmark.api import Cell, Inapplicable, Raw, UserError
+from benchmark.evaluate import keep
+from benchmark.files import write_atomic
+from benchmark.runner import Run, kept_things, trained_method
+from benchmark.samples import write_png, write_wav
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ITEMS = 6
+INK, QUIET = "#1f1f1e", "#6b6a66"
+HEIGHTS = {"image": 1.0, "audio": 0.8, "text": 0.6}  # inches
+WINDOW = 256  # samples of a spectrogram's window, at 8 kHz; in proportion elsewhere
+
+Report = Callable[[str, float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Things of one origin: the given ones, the real ones or a method's."""
+
+    title: str
+    things: Raw
+
+
+def write_sheets(
+    runs: Sequence[Run], cells: Sequence[Cell], items: int, device: str, folder: Path, report: Report
+) -> list[str]:
+    """Write a sheet per cell and the page into `folder`; return lines to print.
+
+    Rows that were not generated yet are generated now, as scoring would. A method that does not support a cell, or is
+    not trained, has no column. Raises UserError for a dataset whose modalities are not things, and where no run is
+    trained.
+    """
+    data: Any = None
+    columns: dict[Cell, list[Column]] = {}
+    without = []
+    for number, run in enumerate(runs):
+        report("sheets", number, len(runs), registry.stem(run.job.method))
+        try:
+            method, data, progress = trained_method(run, device)
+        except Inapplicable as reason:
+            without.append(f"{run.method_card.label}: {reason}")
+            continue
+        if not hasattr(data, "render"):
+            raise UserError(f"{run.job.dataset} holds no pictures, sounds and sentences: bench sample draws its rows")
+        if run.method_card.stages and (progress is None or not progress.done):
+            without.append(f"{run.method_card.label} is not trained")
+            continue
+        for cell in cells:
+            if cell.task not in run.method_card.tasks:
+                continue
+            kept = kept_things(run, data, cell)
+            assert kept is not None
+            rows = min(items, data.rows_of(cell))
+            keep(method, data, cell, run.config, run.job.seed, device, rows, kept)
+            columns.setdefault(cell, []).append(Column(run.method_card.label, kept.read(0, rows, cell.want)))
+    if not columns:
+        raise UserError(f"nothing to show: {'; '.join(without) or 'no method supports these directions'}")
+    first = runs[0]
+    about = f"{first.dataset_card.label}, preset {first.job.preset}, seed {first.job.seed}"
+    sections = []
+    for number, (cell, made) in enumerate(columns.items()):
+        report("sheets", number, len(columns), str(cell))
+        shown = [*_originals(data, cell, items), *made]
+        title = f"{' + '.join(cell.given) or 'nothing'} → {' + '.join(cell.want)}"
+        path = folder / f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}.png"
+        write_atomic(path, _png(draw_sheet(f"{title}\n{about}", shown, data.sample_rate)))
+        sections.append(_section(title, shown, folder, path.stem, data.sample_rate))
+    write_atomic(folder / "index.html", _page(about, sections).encode())
+    report("sheets", 1, 1, "done")
+    return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]
+
+
+def _originals(data: Any, cell: Cell, items: int) -> list[Column]:
+    """The given things, and the real ones that belong to them."""
+    if not cell.given:
+        return []
+    raw = data.raw(data.split_of(cell), torch.arange(min(items, data.rows_of(cell)), device=data.device))
+    return [
+        Column(title, {name: raw[name] for name in names})
+        for title, names in (("given", cell.given), ("real", cell.want))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- the picture
+
+
+def draw_sheet(title: str, columns: Sequence[Column], sample_rate: int) -> Figure:
+    """One row per item, one column per origin; in each, the modalities below each other."""
+    from matplotlib.figure import Figure
+
+    items = len(next(iter(columns[0].things.values())))
+    kinds = [[_kind(values) for values in column.things.values()] for column in columns]
+    tall = max(sum(HEIGHTS[kind] for kind in each) for each in kinds) + 0.15
+    width, top = 1.45, 0.95
+    figure = Figure((width * len(columns) + 0.2, tall * items + top), facecolor="white")
+    high, wide = figure.get_figheight(), figure.get_figwidth()
+    heading, _, below = title.partition("\n")
+    figure.text(0.1 / wide, 1 - 0.08 / high, heading, va="top", fontsize=12, color=INK, weight="bold")
+    figure.text(0.1 / wide, 1 - 0.32 / high, below, va="top", fontsize=8, color=QUIET)
+    for place, column in enumerate(columns):
+        left = (0.1 + width * place) / wide
+        figure.text(left + 0.65 / wide, 1 - 0.85 / high, column.title, ha="center", fontsize=9, color=INK)
+        for item in range(items):
+            edge = high - top - tall * item
+            for kind, values in zip(kinds[place], column.things.values(), strict=True):
+                edge -= HEIGHTS[kind]
+                ax = figure.add_axes((left, edge / high, 1.3 / wide, (HEIGHTS[kind] - 0.06) / high))
+                ax.set_axis_off()
+                _draw(ax, kind, values[item], sample_rate)
+    return figure
+
+
+def _kind(values: Tensor | list[str]) -> str:
+    return "text" if isinstance(values, list) else "image" if values.ndim == 4 else "audio"
+
+
+def _draw(ax: Axes, kind: str, value: Any, sample_rate: int) -> None:
+    if kind == "text":
+        ax.text(0.5, 0.95, "\n".join(textwrap.wrap(value, 24)[:4]), ha="center", va="top", fontsize=6.5, color=INK)
+    elif kind == "image":
+        picture = value.movedim(0, -1).cpu()
+        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+    else:
+        ax.imshow(
+            spectrogram(value.cpu(), sample_rate).numpy(), origin="lower", aspect="auto", cmap="magma", vmin=-8, vmax=0
+        )
+
+
+def spectrogram(sound: Tensor, sample_rate: int) -> Tensor:
+    """Powers of ten of the magnitude relative to the loudest place, (frequencies, times), for sound (samples,)."""
+    size = max(16, WINDOW * sample_rate // 8000)
+    window = torch.hann_window(size)
+    power = torch.stft(sound, size, size // 4, window=window, return_complex=True).abs().square()
+    return (power / power.max().clamp(min=1e-12)).clamp(min=1e-8).log10()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sample_rate: int) -> str:
+    """A table of a direction; its pictures and sounds are files beside the page."""
+    things = folder / name
+    shutil.rmtree(things, ignore_errors=True)
+    things.mkdir(parents=True)
+    items = len(next(iter(columns[0].things.values())))
+    heads = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
+    rows = []
+    for item in range(items):
+        cells = []
+        for place, column in enumerate(columns):
+            parts = []
+            for modality, values in column.things.items():
+                kind, file = _kind(values), things / f"{item}-{place}-{modality}"
+                if kind == "text":
+                    parts.append(f"<p>{html.escape(values[item])}</p>")  # type: ignore[arg-type]
+                elif kind == "image":
+                    write_png(file.with_suffix(".png"), values[item].cpu())  # type: ignore[union-attr]
+                    parts.append(f'<img src="{name}/{file.name}.png" alt="">')
+                else:
+                    write_wav(file.with_suffix(".wav"), values[item].cpu(), sample_rate)  # type: ignore[union-attr]
+                    parts.append(f'<audio controls src="{name}/{file.name}.wav"></audio>')
+            cells.append(f"<td>{''.join(parts)}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<h2>{html.escape(title)}</h2><table><tr>{heads}</tr>{''.join(rows)}</table>"
+
+
+def _page(about: str, sections: Sequence[str]) -> str:
+    style = (
+        "body{font:14px sans-serif;margin:2em}td{vertical-align:top;padding:4px 8px;max-width:14em}"
+        "img{width:96px;image-rendering:pixelated;display:block}audio{width:150px;display:block}th{text-align:left}"
+    )
+    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(about)}</title><style>{style}</style>"
+    return f"{head}<h1>{html.escape(about)}</h1>{''.join(sections)}\n"
