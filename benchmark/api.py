@@ -99,7 +99,8 @@ class MetricCard:
     """Read from a metric's file without importing it.
 
     `scale`: the scale on which seeds vary evenly: "log" for distances, "logit" for rates, "linear" else.
-    `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words.
+    `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words. `chance` begins with
+    "the floor" where shuffled rows are as good as a perfect sampler's.
     `min_rows`: fewer generated rows than this are refused.
     `needs`: kinds of modality without which a dataset has no such number.
     """
