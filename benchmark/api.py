@@ -220,7 +220,11 @@ class Dataset(Protocol):
 
 
 class Metric(Protocol):
-    """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size."""
+    """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size.
+
+    One may offer `protocol(data)`: JSON values of what its numbers depend on besides the configuration (models and their
+    revisions, preprocessing, scale, references), whose hash stands in its rows behind the configuration's.
+    """
 
     def __init__(self, cell: Cell, data: Any) -> None:
         """Raises Inapplicable, with the reason, when the cell has no such number."""

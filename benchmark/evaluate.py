@@ -26,13 +26,17 @@ KEPT_ROWS = 256  # where what is generated is kept on disk, and so is not lost w
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one cell: a score, or the reason why there is none; seconds of sampling per 1,000 rows."""
+    """One metric of one cell: a score, or the reason why there is none; seconds of sampling per 1,000 rows.
+
+    protocol: what the score depends on besides the configuration, where the metric states it.
+    """
 
     cell: Cell
     metric: str
     score: Score | None
     reason: str | None
     sample_seconds: float | None
+    protocol: Any = None
 
 
 def metrics_of(cell: Cell, names: list[str], data: Any) -> tuple[dict[str, Any], list[Result]]:
@@ -69,7 +73,7 @@ def evaluate_cell(
         for name, value in [(name, method.known(metric, cell)) for name, metric in metrics.items()]:
             if value is not None:
                 del metrics[name]
-                yield Result(cell, name, Score(value, 0.0, rows), None, None)
+                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data))
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
@@ -93,9 +97,14 @@ def evaluate_cell(
     per_thousand = 1000 * (kept.seconds if kept else spent) / (rows * repeats)
     for name, metric in metrics.items():
         try:
-            yield Result(cell, name, metric.compute(), None, per_thousand)
+            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
+
+
+def _protocol(name: str, data: Any) -> Any:
+    metric: Any = registry.load("metric", name)
+    return metric.protocol(data) if hasattr(metric, "protocol") else None
 
 
 def keep(method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, rows: int, kept: Samples) -> None:

@@ -344,7 +344,7 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
         method_version=run.method_card.version,
         dataset_version=run.dataset_card.version,
         metric_version=registry.card("metric", result.metric).version,
-        protocol=run.config.protocol(),
+        protocol=run.config.protocol() + (f"+{digest(result.protocol)}" if result.protocol else ""),
         precision=run.config.precision,
         run_id=run.run_id,
         sources=_sources(run, result.metric),

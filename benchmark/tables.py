@@ -321,7 +321,7 @@ def column_rows(
     chosen = frame[(frame["preset"] == preset) & (frame["metric"] == metric) & frame["method"].isin(methods)]
     chosen = chosen.assign(given=chosen["given"].fillna("").astype(str))
     rows = [row for row in chosen.to_dict("records") if (_name(row), row["given"], row["want"]) in sought]
-    guard(rows)
+    guard([row for row in rows if row["status"] == "ok"])
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["status"].startswith("error")):  # stable: answers come first
         first = found.setdefault(tuple(row[name] for name in KEY), row)

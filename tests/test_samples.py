@@ -265,3 +265,15 @@ def test_a_dataset_without_corpora_trains_on_its_split() -> None:
     data = SimpleNamespace(count=lambda split: 7, rows=lambda split, at: {split: at})
     draws = Draws("train", rows=5)
     assert torch.equal(training_batch(data, draws, 0, 0)["train"], Draws("train", rows=5).integers("rows", 7))
+
+
+def test_a_metrics_own_protocol_goes_with_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("PIL")
+
+    class Stated(Shade):
+        @staticmethod
+        def protocol(data: Any) -> dict[str, Any]:
+            return {"judge": "of version 2", "rows": data.count("held out")}
+
+    monkeypatch.setattr(registry, "load", lambda kind, name: Stated)
+    assert score(Echo(), Samples(tmp_path, {"run": 1})).protocol == {"judge": "of version 2", "rows": 600}
