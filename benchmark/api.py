@@ -99,8 +99,8 @@ class MetricCard:
     """Read from a metric's file without importing it.
 
     `scale`: the scale on which seeds vary evenly: "log" for distances, "logit" for rates, "linear" else.
-    `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words. `chance` begins with
-    "the floor" where shuffled rows are as good as a perfect sampler's.
+    `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words. `chance` begins
+    with "the floor" where shuffled rows are as good as a perfect sampler's.
     `min_rows`: fewer generated rows than this are refused.
     `needs`: kinds of modality without which a dataset has no such number.
     """
@@ -222,8 +222,8 @@ class Dataset(Protocol):
 class Metric(Protocol):
     """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size.
 
-    One may offer `protocol(data)`: JSON values of what its numbers depend on besides the configuration (models and their
-    revisions, preprocessing, scale, references), whose hash stands in its rows behind the configuration's.
+    One may offer `protocol(data)`: JSON values of what its numbers depend on besides the configuration (models and
+    their revisions, preprocessing, scale, references), whose hash stands in its rows behind the configuration's.
     """
 
     def __init__(self, cell: Cell, data: Any) -> None:

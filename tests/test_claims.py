@@ -458,8 +458,8 @@ def test_a_claim_of_two_fails_where_both_do(claims):
 
 
 def test_choosing_the_better_one_does_not_raise_false_verdicts():
-    """Three methods that are alike, four seeds: the better of the first two beats the third no more often than ALPHA / 2
-    allows, and would without sharing the level."""
+    """Three methods that are alike, four seeds: the better of the first two beats the third no more often than
+    ALPHA / 2 allows, and would without sharing the level."""
     draws = np.random.default_rng(0)
     won = {ALPHA: 0, ALPHA / 2: 0}
     for _ in range(4000):

@@ -651,6 +651,7 @@ def test_doctor_names_missing_packages_what_they_block_and_the_command(monkeypat
     assert {name: finding.mark for name, finding in seen.items()} == {
         "plots": "missing",
         "polymnist": "ok",
+        "spoken-digits": "ok",
         "image-text-audio": "missing",
         "dev": "ok",
     }

@@ -1,0 +1,125 @@
+"""spoken_digits at its smallest: rows are standardised features of the things behind them, and all of it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmark import records, registry
+from benchmark.api import Cell, words_of
+from benchmark.cli import app
+from benchmark.config import resolve
+from benchmark.runtime import Draws
+
+pytest.importorskip("datasets", reason="spoken_digits needs the extra spoken-digits")
+pytest.importorskip("sklearn", reason="its smallest variant shows scikit-learn's digits")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for this file: codecs and judges are trained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _in_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def data(cache: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUNI_BENCH_CACHE", str(cache))
+        config = resolve(registry.card("dataset", "spoken_digits"), None, "smoke").config
+        yield registry.load("dataset", "spoken_digits")(config, "cpu")
+
+
+def test_corpora_hold_pairs_and_held_out_rows_all_three(data) -> None:
+    at = torch.arange(4)
+    for split in data.corpora:
+        names = set(split.split("+"))
+        words = {words_of("text")} if "text" in names else set()
+        assert set(data.rows(split, at)) == names | words
+        assert set(data.raw(split, at)) == names
+    for split in ("validation", "test", "fresh"):
+        assert set(data.rows(split, at)) == {"text", "image", "audio", words_of("text")}
+
+
+def test_features_are_standardised_over_the_training_rows(data) -> None:
+    for name in ("text", "image", "audio"):
+        held = [split for split in data.corpora if name in split.split("+")]
+        rows = torch.cat([data.rows(split, torch.arange(data.count(split)))[name] for split in held]).double()
+        torch.testing.assert_close(rows.mean(0), torch.zeros(64).double(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(rows.std(0), torch.ones(64).double(), atol=1e-4, rtol=0)
+
+
+def test_a_feature_is_that_of_the_thing_behind_it(data) -> None:
+    """Encoding a row's things anew gives its features; rendering them gives what the codecs make of the things."""
+    at = torch.tensor([7, 3, 3, 100])
+    rows, raw = data.rows("test", at), data.raw("test", at)
+    encoded = data._codecs.encode(raw)
+    for name, (mean, scale) in data._scaling.items():
+        torch.testing.assert_close(rows[name], (encoded[name] - mean) / scale, atol=1e-5, rtol=1e-4)
+    assert torch.equal(rows[words_of("text")], data._codecs.words(raw["text"]))
+    rendered = data.render({"image": rows["image"], "text": rows[words_of("text")]}, Draws("render", rows=4))
+    torch.testing.assert_close(rendered["image"], data._codecs.decode({"image": encoded["image"]})["image"])
+    assert [data.digit_of(text) for text in rendered["text"]] == data.attributes("test", at)["digit"].tolist()
+
+
+def test_real_things_are_the_items_with_another_caption(data) -> None:
+    at = torch.arange(100)
+    raw, real = data.raw("test", at), data.real("test", at)
+    assert torch.equal(raw["image"], real["image"]) and torch.equal(raw["audio"], real["audio"])
+    same = sum(a == b for a, b in zip(raw["text"], real["text"], strict=True))
+    assert same < 5
+    assert [data.digit_of(text) for text in raw["text"]] == [data.digit_of(text) for text in real["text"]]
+
+
+def test_the_projector_begins_as_the_frozen_one_and_gradients_pass(data) -> None:
+    model = data.language_model()
+    feature = Draws("feature", rows=3).normal("x", 64).requires_grad_()
+    torch.testing.assert_close(model.projector()(feature), model.project(feature), atol=1e-5, rtol=1e-4)
+    model.logits(
+        torch.cat([model.projector()(feature), model.embed(torch.tensor([[model.start]] * 3))], 1)
+    ).sum().backward()
+    assert feature.grad is not None and feature.grad.any()
+    assert not any(weight.requires_grad for weight in model.network.parameters())
+
+
+def test_cells_give_the_test_split_and_compare_with_another(data) -> None:
+    cell = Cell("spoken_digits", ("text",), ("image",))
+    assert data.split_of(cell) == "test" and data.fresh_split(cell) == "fresh"
+    config = resolve(registry.card("dataset", "spoken_digits"), None, "smoke").config
+    other = registry.load("dataset", "spoken_digits")(dataclasses.replace(config, unconditional_rows=140), "cpu")
+    assert other.rows_of(Cell("spoken_digits", (), ("text", "image", "audio"))) == 140
+    assert other.rows_of(cell) == config.evaluation_rows
+
+
+@pytest.mark.slow
+def test_tables_run_end_to_end_and_are_scored_again_without_generating(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = ["--preset", "smoke", "--seed", "0", "--runs", str(runs)]
+    methods = [word for name in ("muni", "mvae", "real", "chance") for word in ("--method", name)]
+    answer = CliRunner().invoke(app, ["reproduce", "table3", *command, *methods])
+    assert answer.exit_code == 0, answer.output
+    assert "Table 3 protocol on spoken_digits at preset smoke" in answer.output
+    frame = records.load(runs / "results.csv")
+    refused = frame[frame["method"] == "mvae"]["status"].unique().tolist()
+    assert refused == ["n/a: MVAE trains on rows of all modalities, and here rows are pairs"]
+    scored = frame[frame["method"] != "mvae"]
+    assert set(scored["status"]) == {"ok"} and (scored["protocol"].str.count(r"\+") <= 1).all()
+    value = scored.set_index(["method", "metric", "given"])["value"]
+    assert value["real", "digit_agreement", "image+audio"] == 1  # captions are read exactly
+    assert value["real", "ais", "text+audio"] > 80 > 65 > value["chance", "ais", "text+audio"] > 35
+    files = {path: path.stat().st_mtime_ns for path in runs.rglob("generated/**/*") if path.is_file()}
+    assert any(path.suffix == ".png" for path in files) and any(path.suffix == ".wav" for path in files)
+    (runs / "results.csv").unlink()
+    again = CliRunner().invoke(app, ["reproduce", "table3", *command, "--method", "muni"])
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    second = records.load(runs / "results.csv").set_index(["method", "metric", "given"])["value"]
+    assert (second["muni"] == value["muni"].reindex(second["muni"].index)).all()
