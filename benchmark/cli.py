@@ -471,6 +471,22 @@ def _prepared(name: str, dataset: str, preset: str, seed: int, runs: Path, overr
     return runner.prepare(tables.job_of(name, dataset, preset, seed, []), runs, overrides)
 
 
+@app.command("tiny-models")
+def tiny_models(
+    folder: Annotated[Path, typer.Argument(help="A folder to make; then set MUNI_BENCH_MODELS to it.")],
+) -> None:
+    """Write tiny, untrained models of every class that image_text_audio loads: its whole path without any weights.
+
+    Example: bench tiny-models ~/tiny && MUNI_BENCH_MODELS=~/tiny bench run --method muni --dataset image_text_audio \
+    --preset smoke
+    """
+    from benchmark.metrics import pretrained
+    from data_prep import tiny_models as module
+
+    module.write(folder, pretrained.tiny(module.SHRINK))
+    print(f"tiny models of every class: {folder}\nNext: export MUNI_BENCH_MODELS={folder}")
+
+
 @app.command()
 def conform(
     name: Annotated[str, typer.Argument(help="A method, dataset or metric, or the path of your own file.")],
