@@ -45,9 +45,10 @@ class Chance:
         return self._world.independent(want, draws)
 
     def things(self, cell: Cell, split: str, indices: Tensor, draws: Draws) -> Raw:
-        """Each wanted modality of a random row of the split."""
-        count = self._world.count(split)
-        return {name: self._world.raw(split, draws.integers(name, count))[name] for name in cell.want}
+        """Rows of the split, each wanted modality in an order of its own."""
+        rows = self._world.rows_of(cell)
+        orders = {name: Draws("chance", cell, name, rows=rows).uniform("order").argsort() for name in cell.want}
+        return {name: self._world.raw(split, order[indices.cpu() % rows])[name] for name, order in orders.items()}
 
 
 METHOD = Chance

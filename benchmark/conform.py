@@ -909,7 +909,9 @@ class _MetricSuite:
         ratios = []
         for rows in self.rows:
             size = max(METRIC_ROWS // 8, self.card.min_rows)
-            pieces = [slice(at, at + size) for at in range(0, METRIC_ROWS - size + 1, size)]
+            # At random: neighbouring rows may be balanced, and sets of them alike beyond chance.
+            order = torch.randperm(METRIC_ROWS, generator=torch.Generator().manual_seed(1))
+            pieces = [order[at : at + size] for at in range(0, METRIC_ROWS - size + 1, size)]
             scores = [self.score(rows.cell, _picked(rows.real, at), _picked(rows.mixed(), at)) for at in pieces]
             errors = [score.stderr for score in scores if score.stderr is not None]
             if not errors or len(pieces) < 4:

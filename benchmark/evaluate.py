@@ -100,6 +100,8 @@ def evaluate_cell(
             yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
+        except RuntimeError as error:  # something that one metric needs is not here; the others go on
+            yield Result(cell, name, None, f"error: {' '.join(str(error).split())}", per_thousand)
 
 
 def _protocol(name: str, data: Any) -> Any:

@@ -131,7 +131,8 @@ def execute(
                 _forget(run, everything=fresh)
                 try:
                     # What is missing is asked again: another process may have worked here.
-                    _execute_one(run, missing(run), device, report, stopped, deadline)
+                    failed = _execute_one(run, missing(run), device, report, stopped, deadline)
+                    outcome.errors += [f"{run.job.method} seed {run.job.seed}: {reason}" for reason in failed]
                     outcome.finished += 1
                 except Stopped:
                     raise Stopped(by_user=stopped()) from None
@@ -205,13 +206,15 @@ def _execute_one(
     report: Report,
     stopped: Callable[[], bool],
     deadline: float | None,
-) -> None:
+) -> list[str]:
+    """Train and score; why metrics failed that others do not depend on."""
     _settle(run.config, device)
     _forget_peak_memory(device)
     supported, refused = _split(run, todo)
     _append(run, device, refused)
     if not supported:
-        return
+        return []
+    failed: dict[str, None] = {}
     data = _data_of(run, device)
     if run.method_card.needs_full_rows and hasattr(data, "corpora"):
         raise Inapplicable(f"{run.method_card.label} trains on rows of all modalities, and here rows are pairs")
@@ -231,12 +234,15 @@ def _execute_one(
         kept = kept_things(run, data, cell)
         results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept))
         _append(run, device, results, method, progress)
+        reasons = (f"{result.metric}: {result.reason}" for result in results if result.score is None)
+        failed |= dict.fromkeys(reason for reason in reasons if ": error: " in reason)
     if probed:
         report(what, len(sampled), total, "probes of the latents")
         wanted = {(cell, metric) for cell in probed for metric in by_cell[cell]}
         found = evaluate_criteria(method, data, run.config, device, run.job.seed, registry.stem(run.job.dataset))
         _append(run, device, [_criterion(*each) for each in found if each[:2] in wanted], method, progress)
     report(what, total, total, "done")
+    return list(failed)
 
 
 def _train(

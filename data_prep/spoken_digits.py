@@ -134,10 +134,10 @@ class SpokenDigits:
     digit_of = staticmethod(spoken_captions.digit_of)
 
     def __init__(self, config: Config, device: str = "cpu") -> None:
-        self.device, self._world = device, SpokenWorld(config)
+        self.device, self.world = device, SpokenWorld(config)
         size = spoken_codecs.TINY if config.variant == "synthetic-sound" else spoken_codecs.FULL
-        self._codecs = spoken_codecs.of(self._world, device, size=size)
-        self.identity, self.sample_rate = self._world.identity, self._world.sample_rate
+        self._codecs = spoken_codecs.of(self.world, device, size=size)
+        self.identity, self.sample_rate = self.world.identity, self.world.sample_rate
         self._rows_of = {True: config.evaluation_rows, False: config.unconditional_rows}
         vocabulary, sizes = len(spoken_captions.VOCABULARY), (spoken_codecs.FEATURES,)
         self.modalities = (
@@ -149,7 +149,7 @@ class SpokenDigits:
         self._scaling = {name: self._statistics(name) for name in CARD.modalities}
 
     def count(self, split: str) -> int:
-        return self._world.count(split)
+        return self.world.count(split)
 
     def rows_of(self, cell: Cell) -> int:
         """Rows that a method generates for a cell."""
@@ -172,19 +172,19 @@ class SpokenDigits:
 
     def raw(self, split: str, indices: Tensor) -> Raw:
         """Pictures, sounds and captions, of what the split holds."""
-        found = self._world.raw(split, indices.cpu())
+        found = self.world.raw(split, indices.cpu())
         return {name: rows.to(self.device) if isinstance(rows, Tensor) else rows for name, rows in found.items()}
 
     def real(self, split: str, indices: Tensor) -> Raw:
         """As `raw`, with another caption of each item."""
-        return self.raw(split, indices) | {"text": self._world.other_captions(split, indices.cpu())}
+        return self.raw(split, indices) | {"text": self.world.other_captions(split, indices.cpu())}
 
     def clusters(self, split: str, indices: Tensor) -> Tensor:
         """(rows,) int64: rows of one number share a recording."""
-        return self._world.clusters(split, indices.cpu())
+        return self.world.clusters(split, indices.cpu())
 
     def attributes(self, split: str, indices: Tensor) -> dict[str, Tensor]:
-        return self._world.attributes(split, indices.cpu())
+        return self.world.attributes(split, indices.cpu())
 
     def render(self, generated: Batch, draws: Draws) -> Raw:
         """Things from features and words. The decoders draw nothing."""
@@ -213,7 +213,7 @@ class SpokenDigits:
         return self._features[split]
 
     def _encode(self, split: str, numbers: Sequence[int]) -> Batch:
-        raw = self._world.raw(split, torch.tensor(numbers))
+        raw = self.world.raw(split, torch.tensor(numbers))
         found = self._codecs.encode(raw)
         if "text" in HOLDS[split]:
             found["words"] = self._codecs.words(raw["text"])  # type: ignore[arg-type]

@@ -277,3 +277,31 @@ def test_a_metrics_own_protocol_goes_with_its_score(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(registry, "load", lambda kind, name: Stated)
     assert score(Echo(), Samples(tmp_path, {"run": 1})).protocol == {"judge": "of version 2", "rows": 600}
+
+
+def test_a_metric_that_lacks_something_is_an_error_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+
+    class Lacking(Shade):
+        def compute(self) -> Score:
+            raise RuntimeError("no Java:\nput java on the PATH")
+
+    monkeypatch.setattr(registry, "load", lambda kind, name: Lacking if name == "lacking" else Shade)
+    kept = Samples(tmp_path, {"run": 1})
+    first, second = evaluate_cell(Echo(), Pairs(), CELL, ["lacking", "shade"], config(), 0, "cpu", kept=kept)
+    assert (first.metric, first.reason, first.score) == ("lacking", "error: no Java: put java on the PATH", None)
+    assert second.score is not None and second.score.value == pytest.approx(0, abs=1e-4)
+
+
+def test_chance_shuffles_each_modality_by_itself() -> None:
+    chance = registry.load("method", "chance")((), config())
+    chance.bind(Pairs())
+    whole = chance.things(CELL, "held out", torch.arange(600), Draws("x", rows=600))
+    numbers = [int(text) for text in whole["text"]]
+    assert sorted(numbers) == list(range(600)) and numbers != list(range(600))
+    shades = (whole["image"].flatten() * 255).round().long()
+    assert (shades != torch.tensor(numbers) % 256).float().mean() > 0.9  # another order than the texts'
+    part = chance.things(CELL, "held out", torch.arange(256, 512), Draws("y", rows=256))
+    assert part["text"] == whole["text"][256:512]

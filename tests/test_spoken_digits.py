@@ -123,3 +123,21 @@ def test_tables_run_end_to_end_and_are_scored_again_without_generating(tmp_path:
     assert {path: path.stat().st_mtime_ns for path in files} == files
     second = records.load(runs / "results.csv").set_index(["method", "metric", "given"])["value"]
     assert (second["muni"] == value["muni"].reindex(second["muni"].index)).all()
+
+
+@pytest.mark.slow
+def test_without_java_captions_have_error_rows_and_the_rest_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmark.metrics import captions
+
+    def no_java() -> str:
+        raise RuntimeError("CIDEr's tokenizer needs Java")
+
+    monkeypatch.setattr(captions, "java", no_java)
+    command = ["run", "--method", "real", "--dataset", "spoken_digits", "--task", "many_to_one", "--preset", "smoke"]
+    answer = CliRunner().invoke(app, [*command, "--runs", str(tmp_path / "runs")])
+    assert answer.exit_code == 1 and "cider: error: CIDEr's tokenizer needs Java" in answer.output
+    status = records.load(tmp_path / "runs" / "results.csv").groupby("metric")["status"].unique().map(list)
+    assert "error: CIDEr's tokenizer needs Java" in status["cider"]
+    assert "ok" in status["clip_score"] and "ok" in status["fid"]
