@@ -354,9 +354,10 @@ def test_claims_without_enough_seeds_are_undecided(finished: Path) -> None:
         answer = bench("claims", *SMALL, "-f", name, "--runs", finished)
         assert answer.code == 0
         assert f"{count} claims at preset smoke: 0 holds, 0 fails, {count} undecided" in answer.out
-    of_table5 = sum(claim.table == "table5" for claim in claims.load_claims(registry.index("metric")))
-    assert f"{of_table5} claims at" in bench("claims", "table5", *SMALL, "--runs", finished).out
-    assert f"{count - of_table5} claims at" in bench("claims", "table2", "table6", *SMALL, "--runs", finished).out
+    for chosen in (["table5"], ["table2", "table6"]):
+        of_them = sum(claim.table in chosen for claim in claims.load_claims(registry.index("metric")))
+        assert 0 < of_them < count
+        assert f"{of_them} claims at" in bench("claims", *chosen, *SMALL, "--runs", finished).out
     wrong = bench("claims", "tabel5", *SMALL, "--runs", finished)
     assert wrong.code == 2 and "unknown table with claims 'tabel5': did you mean 'table5'?" in wrong.err
 
@@ -453,7 +454,7 @@ def test_a_run_and_its_rows_name_the_core_code_behind_them(
 def test_only_what_scoring_alone_asks_for_leaves_the_training_as_it_is(field: str, tmp_path: Path) -> None:
     job = tables.job_of("muni", "gaussian_mixture", "smoke", 0, [])
     value = getattr(runner.prepare(job, tmp_path).config, field)
-    words = {"precision": "bfloat16", "variant": "x", "verifier": "x"}
+    words = {"precision": "bfloat16", "variant": "x", "verifier": "x", "audio_decoder": "flow"}
     changed = words.get(field) or {bool: not value}.get(type(value), value + 1)
     first, other = (runner.prepare(job, tmp_path, sets) for sets in ([], [f"{field}={changed}"]))
     assert first.run_id != other.run_id

@@ -111,7 +111,7 @@ def command(*arguments: str) -> str:
 def spelled(text: str) -> dict[str, set[str]]:
     """Commands that a script or page gives to `bench`, each with its long options."""
     found: dict[str, set[str]] = {}
-    for name, rest in re.findall(r"(?:^|[`/])bench\"? ([a-z]+)([^`\n]*)", text, re.MULTILINE):
+    for name, rest in re.findall(r"(?:^|[`/])bench\"? ([a-z][a-z-]*)([^`\n]*)", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r"--[a-z][a-z-]*", rest))
     return found
 

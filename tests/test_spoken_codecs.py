@@ -302,8 +302,10 @@ def test_nothing_depends_on_the_batch(codecs, monkeypatch):
 
 
 def test_raw_rows_stay_in_their_range(codecs):
-    made = codecs.decode({name: 5 * torch.randn(10, FEATURES) for name in ("image", "audio")})
-    assert made["image"].shape == (10, 1, 28, 28) and made["audio"].shape == (10, SAMPLES)
+    """Whatever the features: real ones, far ones, and ones that no method should make."""
+    features = torch.randn(12, FEATURES) * torch.tensor([1.0, 5.0, 1e6]).repeat_interleave(4)[:, None]
+    made = codecs.decode({name: features for name in ("image", "audio")})
+    assert made["image"].shape == (12, 1, 28, 28) and made["audio"].shape == (12, SAMPLES)
     assert made["image"].min() >= 0 and made["image"].max() <= 1
     assert made["audio"].abs().max() <= 1
     assert torch.isfinite(made["audio"]).all()
@@ -380,6 +382,23 @@ def test_the_end_stands_to_the_last_place_and_fewer_tokens_are_a_beginning(codec
         model.greedy(prefix, LENGTH + 1)
     with pytest.raises(ValueError, match=f"there are {PREFIX + LENGTH}"):
         model.logits(torch.zeros(1, PREFIX + LENGTH + 1, model.width))
+
+
+class Scripted(spoken_codecs.Writer):
+    """Of every two rows the first ends after two words and would go on after the end, and the other never ends."""
+
+    def forward(self, x, past=None, first=0):
+        script = torch.full((2, PREFIX + LENGTH), 9)
+        script[0, PREFIX : PREFIX + 4] = torch.tensor([5, 6, spoken_captions.END, 7])
+        said = script[:, first : first + x.shape[1]].repeat(len(x) // 2, 1)
+        return functional.one_hot(said, len(spoken_captions.VOCABULARY)).float()
+
+
+def test_nothing_follows_an_end():
+    model = spoken_codecs.CaptionModel(Scripted(8), torch.zeros(FEATURES), torch.ones(FEATURES))
+    found = model.greedy(torch.zeros(3, PREFIX, 8), 6)
+    end = spoken_captions.END
+    assert found.tolist() == [[5, 6, end, end, end, end], [9] * 6, [5, 6, end, end, end, end]]
 
 
 def test_greedy_does_not_depend_on_the_batch(codecs, model):
