@@ -368,7 +368,7 @@ def _datasets() -> Any:
     except ImportError:
         raise UserError(
             "features are kept by the package datasets, which is not installed: pip install "
-            "'muni-bench[image-text-audio]'"
+            "'muni-bench[image-text-audio]', or for spoken_digits alone 'muni-bench[spoken-digits]'"
         ) from None
     return datasets
 
