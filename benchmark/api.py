@@ -141,6 +141,16 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.dataset}: {'+'.join(self.given) or 'nothing'} -> {'+'.join(self.want)}"
 
+    @property
+    def question(self) -> str:
+        """For people, without the dataset."""
+        return f"{' + '.join(self.given) or 'nothing'} → {' + '.join(self.want)}"
+
+    @property
+    def stem(self) -> str:
+        """For files, without the dataset."""
+        return f"{'+'.join(self.given) or 'nothing'}_to_{'+'.join(self.want)}"
+
 
 def cells(dataset: str, modalities: Sequence[str], task: str, every_subset: bool = False) -> Iterator[Cell]:
     """The cells of a task. many_to_one gives all other modalities, or with `every_subset` any two or more.

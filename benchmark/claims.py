@@ -48,8 +48,8 @@ Verdict = Literal["holds", "fails", "undecided", "n/a"]
 class Claim:
     """The subject's value on `on` stands `relation` `factor` x each rival's value on `against`.
 
-    `variants`: with the subject, methods of which the better one stands for all: as good as there are columns of `on`
-    and seeds, by their mean. Since it was chosen on the same seeds, each rival is judged at a level shared among them.
+    `variants`: methods of which, the subject among them, the one with the better mean stands for all. Since it is
+    chosen on the seeds that it is judged on, they share the level at which each rival is judged.
     `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
     on the log scale. `unsupported`: the subject has no number on `on`, and there are no rivals.
     `conditions`: the suite's table, reduced to the columns on which it is refused; None where it has no such column.
@@ -373,10 +373,8 @@ def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
             values += [math.log(float(value)) for value in chosen["value"]]
         return math.fsum(values) / len(values)
 
-    subject = log(claim.subject, claim.on)
-    if claim.variants:
-        logs = [value for method in (claim.subject, *claim.variants) if (value := log(method, claim.on)) is not None]
-        subject = (min if claim.relation == "below" else max)(logs, default=None)
+    logs = [value for method in (claim.subject, *claim.variants) if (value := log(method, claim.on)) is not None]
+    subject = (min if claim.relation == "below" else max)(logs, default=None)
     if claim.relation == "unsupported":
         return "yes" if subject is None else "no"
     rivals = [value for rival in claim.rivals if (value := log(rival, claim.against)) is not None]

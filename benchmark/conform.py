@@ -44,7 +44,7 @@ from benchmark.api import (
 from benchmark.api import cells as cells_of
 from benchmark.config import BUDGET_FIELDS, PRESETS, Config, nearest, resolve
 from benchmark.criteria import cells_of_dataset
-from benchmark.evaluate import check_rows
+from benchmark.evaluate import check_rows, split_of
 from benchmark.files import cache_folder
 from benchmark.runner import build, prepare
 from benchmark.runtime import Draws
@@ -674,8 +674,7 @@ class _DatasetSuite:
     def check_cells(self) -> None:
         for task in TASKS:
             for cell in cells_of(registry.stem(self.name), self.card.modalities, task):
-                split = self.data.split_of(cell) if hasattr(self.data, "split_of") else "test"
-                rows, most = self.data.rows_of(cell), self.data.count(split)
+                rows, most = self.data.rows_of(cell), self.data.count(split_of(self.data, cell))
                 _need(isinstance(rows, int) and rows > 0, f"rows_of({cell}) = {rows!r}: a cell needs rows")
                 _need(not cell.given or rows <= most, f"rows_of({cell}) = {rows}, and the test split has {most} rows")
 
@@ -802,7 +801,7 @@ class _MetricSuite:
 
     def sanity_rows(self, cell: Cell) -> _Rows:
         if hasattr(self.data, "render"):
-            at = self.data.split_of(cell), torch.arange(METRIC_ROWS)
+            at = split_of(self.data, cell), torch.arange(METRIC_ROWS)
             things = {
                 method: _made(method, self.dataset, self.data).things(
                     cell, *at, Draws("conform", cell, rows=METRIC_ROWS)

@@ -80,9 +80,11 @@ def evaluate_cell(
     batch_rows = min(batch_rows, BATCH_ROWS if kept is None else KEPT_ROWS)
     for start in range(0, rows, batch_rows):
         count = min(batch_rows, rows - start)
+        asked = split_of(data, cell), torch.arange(start, start + count, device=device)
+        real: Any = (data.rows if kept is None else data.raw)(*asked)
         try:
             if kept is None:
-                timed = [_sample(method, data, cell, config, seed, device, start, count, k) for k in range(repeats)]
+                timed = [_sample(method, data, cell, real, config, seed, start, repeat) for repeat in range(repeats)]
                 samples: list[Any] = [batch for batch, _ in timed]
                 spent += sum(seconds for _, seconds in timed)
             else:
@@ -91,10 +93,9 @@ def evaluate_cell(
         except Inapplicable as reason:
             yield from (Result(cell, name, None, str(reason), None) for name in metrics)
             return
-        real = (data.rows if kept is None else data.raw)(*_asked(data, cell, start, count, device))
         for metric in metrics.values():
             metric.update(real, _stack(samples[: getattr(metric, "draws_per_row", 1)]))
-    per_thousand = 1000 * (kept.seconds if kept else spent) / (rows * repeats)
+    per_thousand = 1000 * (spent if kept is None else kept.seconds) / (rows * repeats)
     for name, metric in metrics.items():
         try:
             yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
@@ -117,20 +118,20 @@ def keep(method: Any, data: Any, cell: Cell, config: Config, seed: int, device: 
     while len(kept) < rows:
         start = len(kept)
         count = min(KEPT_ROWS, data.rows_of(cell) - start)
-        kept.append(*_things(method, data, cell, config, seed, device, start, count))
+        kept.append(*_things(method, data, cell, config, seed, torch.arange(start, start + count, device=device)))
 
 
-def _asked(data: Any, cell: Cell, start: int, count: int, device: str) -> tuple[str, Tensor]:
-    """The split and the rows of a block of a cell."""
-    split = data.split_of(cell) if hasattr(data, "split_of") else "test"
-    return split, torch.arange(start, start + count, device=device)
+def split_of(data: Any, cell: Cell) -> str:
+    """The split whose rows a cell gives and compares with."""
+    return data.split_of(cell) if hasattr(data, "split_of") else "test"
 
 
 def _sample(
-    method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, start: int, count: int, repeat: int = 0
+    method: Any, data: Any, cell: Cell, real: Batch, config: Config, seed: int, start: int, repeat: int = 0
 ) -> tuple[Batch, float]:
-    """Generated rows of a block, checked, and the seconds that they took."""
-    real = data.rows(*_asked(data, cell, start, count, device))
+    """What is generated for a block of real rows from `start` on, checked, and the seconds that it took."""
+    first = next(iter(real.values()))
+    count, device = len(first), str(first.device)
     given = {name: real[name] for name in cell.given}
     draws = Draws("evaluate", cell, seed, repeat, rows=count, first_row=start, device=device)
     before = time.perf_counter()
@@ -143,19 +144,18 @@ def _sample(
     return generated, seconds
 
 
-def _things(
-    method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, start: int, count: int
-) -> tuple[Raw, int, float]:
+def _things(method: Any, data: Any, cell: Cell, config: Config, seed: int, indices: Tensor) -> tuple[Raw, int, float]:
     """Generated pictures, sounds and sentences of a block, the sounds' rate, and the seconds of sampling.
 
     A method that makes things itself has `things(cell, split, indices, draws)`; features of others are rendered.
     """
-    draws = Draws("render", cell, seed, rows=count, first_row=start, device=device)
+    split, start = split_of(data, cell), int(indices[0])
+    draws = Draws("render", cell, seed, rows=len(indices), first_row=start, device=indices.device)
     if hasattr(method, "things"):
         before = time.perf_counter()
-        raw = method.things(cell, *_asked(data, cell, start, count, device), draws)
+        raw = method.things(cell, split, indices, draws)
         return raw, data.sample_rate, time.perf_counter() - before
-    generated, seconds = _sample(method, data, cell, config, seed, device, start, count)
+    generated, seconds = _sample(method, data, cell, data.rows(split, indices), config, seed, start)
     with torch.no_grad():
         return data.render(generated, draws), data.sample_rate, seconds
 

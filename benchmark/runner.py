@@ -308,8 +308,7 @@ def kept_things(run: Run, data: Any, cell: Cell) -> Samples | None:
     if not hasattr(data, "render"):
         return None
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
-    name = f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}"
-    return Samples(run.directory / "generated" / run.run_id / name, about)
+    return Samples(run.directory / "generated" / run.run_id / cell.stem, about)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:

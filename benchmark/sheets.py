@@ -85,10 +85,9 @@ def write_sheets(
     for number, (cell, made) in enumerate(columns.items()):
         report("sheets", number, len(columns), str(cell))
         shown = [*_originals(data, cell, items), *made]
-        title = f"{' + '.join(cell.given) or 'nothing'} → {' + '.join(cell.want)}"
-        path = folder / f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}.png"
-        write_atomic(path, _png(draw_sheet(f"{title}\n{about}", shown, data.sample_rate)))
-        sections.append(_section(title, shown, folder, path.stem, data.sample_rate))
+        picture = _png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
+        write_atomic(folder / f"{cell.stem}.png", picture)
+        sections.append(_section(cell.question, shown, folder, cell.stem, data.sample_rate))
     write_atomic(folder / "index.html", _page(about, sections).encode())
     report("sheets", 1, 1, "done")
     return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]

@@ -74,7 +74,7 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: st
         "cell": str(cell),
         "run_id": run.run_id,
     }
-    path = folder / f"{'+'.join(cell.given) or 'nothing'}_to_{'+'.join(cell.want)}.safetensors"
+    path = folder / f"{cell.stem}.safetensors"
     described = {"run": json.dumps(facts)}  # one entry: safetensors writes several in an order of the moment
     _write(path, save({name: rows.cpu().contiguous() for name, rows in contents.items()}, metadata=described))
     pairs = _shared(cell, data, real, generated)
@@ -164,8 +164,7 @@ def _grid(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Fig
     labels = {each.name: shown[each.name] for each in data.modalities if each.kind == "label"}
     judge = verifier.of(data, str(next(iter(views.values())).device))
     wrong = {name: grids.disagreeing(judge.read(x).labels, labels) for name, x in views.items() if name in cell.want}
-    question = f"{' + '.join(cell.given) or 'nothing'} → {' + '.join(cell.want)}"
-    title = grids.heading(_who(run), question, run.dataset_card.label, list(wrong.values()))
+    title = grids.heading(_who(run), cell.question, run.dataset_card.label, list(wrong.values()))
     return grids.draw_grid(title, views, labels, wrong)
 
 
@@ -219,8 +218,7 @@ def _who(run: Run) -> str:
 
 def _title(run: Run, cell: Cell, rows: int, pairs: Sequence[Pair]) -> str:
     coherence = f", coherence {_coherence(pairs)}" if pairs else ""
-    question = f"{' + '.join(cell.given) or 'nothing'} → {' + '.join(cell.want)}"
-    return f"{_who(run)}: {question}\n{run.dataset_card.label}, {rows} rows{coherence}"
+    return f"{_who(run)}: {cell.question}\n{run.dataset_card.label}, {rows} rows{coherence}"
 
 
 # Pictures. matplotlib is optional, so it is imported where it is used.
