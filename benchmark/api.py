@@ -27,6 +27,11 @@ class UserError(Exception):
     """Something the user can mend. One line that says what, where and how; the command exits with status 2."""
 
 
+def one_line(text: object) -> str:
+    """The text with every run of white space, line separators of any alphabet among them, as one space."""
+    return " ".join(str(text).split())
+
+
 @dataclass(frozen=True)
 class Modality:
     """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`.

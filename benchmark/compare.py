@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmark.api import MetricCard, UserError
+from benchmark.api import MetricCard, UserError, one_line
 from benchmark.files import write_atomic
 from benchmark.records import KEY, VERSIONS, Record, frame_of, load, records_of, write_sorted
 
@@ -182,7 +182,7 @@ def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, d
     """
     import pandas
 
-    reason = " ".join(reason.split())
+    reason = one_line(reason)
     if not reason:
         raise UserError("no reason given: say in --reason why the numbers change")
     old, new = _by_cell(load(reference_path)), _by_cell(fresh)

@@ -39,6 +39,7 @@ from benchmark.api import (
     MetricCard,
     Score,
     UserError,
+    one_line,
     words_of,
 )
 from benchmark.api import cells as cells_of
@@ -141,7 +142,7 @@ def _judge(title: str, check: Callable[[], str | None], path: Path) -> Check:
     except Exception as error:  # the plug-in is not ours: whatever it raises is the finding
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" ({path.name}:{lines[-1]})" if lines else ""
-        return Check(title, False, f"{type(error).__name__}: {' '.join(str(error).split())}{where}")
+        return Check(title, False, f"{type(error).__name__}: {one_line(error)}{where}")
 
 
 def _need(holds: bool, fault: str) -> None:

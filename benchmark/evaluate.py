@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmark import registry
-from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score
+from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score, one_line
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from benchmark.samples import Samples
@@ -102,7 +102,7 @@ def evaluate_cell(
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
         except RuntimeError as error:  # something that one metric needs is not here; the others go on
-            yield Result(cell, name, None, f"error: {' '.join(str(error).split())}", per_thousand)
+            yield Result(cell, name, None, f"error: {one_line(error)}", per_thousand)
 
 
 def _protocol(name: str, data: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmark import records, registry
-from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError
+from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError, one_line
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
@@ -144,7 +144,7 @@ def execute(
                     _append(run, device, _without_score(run, f"n/a: {refusal}"))
                     outcome.finished += 1
                 except Exception as error:  # one method's failure must not cost the others their turn
-                    reason = " ".join(f"error: {type(error).__name__}: {error}".split())
+                    reason = one_line(f"error: {type(error).__name__}: {error}")
                     _append(run, device, _without_score(run, reason))
                     outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
     return outcome

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.api import Raw, UserError
+from benchmark.api import Raw, UserError, one_line
 from benchmark.files import write_atomic
 
 MANIFEST, ABOUT = "manifest.jsonl", "about.json"
@@ -91,11 +91,6 @@ class Samples:
             pass
         shutil.rmtree(self.folder, ignore_errors=True)
         return []
-
-
-def one_line(text: str) -> str:
-    """The text with every run of white space, line separators of any alphabet among them, as one space."""
-    return " ".join(text.split())
 
 
 def write_png(path: Path, picture: Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.api import UserError
+from benchmark.api import UserError, one_line
 from data_prep.places import INSTALL, SETTING, data_folder, packaged
 
 # md5 of the unpacked content of the official files, whose .gz have f68b3c2d..., d53e105e..., 9fb629c4..., ec29112d...
@@ -128,7 +128,7 @@ def _hub(folder: Path | None) -> dict[str, tuple[bytes, str]]:
             for kind, values in _columns(splits[split]).items()
         }
     except Exception as error:  # of the network, the cache or the parser: all mean the same to the user
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(
             f"no MNIST: {here}, and {MNIST_ON_THE_HUB} cannot be fetched from Hugging Face ({reason}): set {SETTING} "
             f"to the folder that holds mnist/, {_ELSE}"

@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,16 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.api import UserError
+from benchmark.api import UserError, one_line
 from benchmark.config import digest
 from benchmark.files import cache_folder, write_atomic
+from benchmark.trained import Say, to_stderr
 
 SHARD, BATCH = 4096, 256  # items per file, and per call of the encoder
 EXAMPLES = 5  # names that the manifest keeps per reason
 SAY_EVERY = 15.0  # seconds
 
 Item = TypeVar("Item")
-Say = Callable[[str], None]
 Columns = dict[str, Tensor]
 
 
@@ -111,7 +110,7 @@ def extract(
     exceptions of `load` and `encode` pass; what was finished before them stays.
     """
     datasets = _datasets()
-    say = say or _to_stderr
+    say = say or to_stderr
     facts = {"name": name, "codec": codec, "data": data, "count": count, "shard": shard}
     folder = cache_folder() / "features" / f"{name}-{digest(facts)}"
     try:
@@ -298,7 +297,7 @@ def _whole_shards(folder: Path, facts: dict[str, Any], say: Say) -> dict[int, di
             raise ValueError("it is another corpus's")
         return {first: entry for first, entry in entries.items() if _is_whole(folder, entry, say)}
     except (ValueError, KeyError, TypeError) as error:
-        say(f"{path} cannot be used ({' '.join(str(error).split())}): extracting anew")
+        say(f"{path} cannot be used ({one_line(error)}): extracting anew")
         return {}
 
 
@@ -371,7 +370,3 @@ def _datasets() -> Any:
             "'muni-bench[image-text-audio]', or for spoken_digits alone 'muni-bench[spoken-digits]'"
         ) from None
     return datasets
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

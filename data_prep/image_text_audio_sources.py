@@ -49,12 +49,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmark.api import UserError
+from benchmark.api import UserError, one_line
 from benchmark.config import nearest
 from benchmark.runtime import seed_of
 from data_prep.features import BadItem
 from data_prep.places import SETTING, data_folder
-from data_prep.pretrained import one_line, package, resampled
+from data_prep.pretrained import package, resampled
 
 FOLDER = "image_text_audio"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

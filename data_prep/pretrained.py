@@ -27,15 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.api import UserError
+from benchmark import trained
+from benchmark.api import UserError, one_line
 from benchmark.config import digest, nearest
-from benchmark.files import cache_folder, write_atomic
-from benchmark.runtime import seeded
+from benchmark.files import cache_folder
+from benchmark.runtime import Draws, seeded
+from benchmark.trained import Say
 
 SETTING = "MUNI_BENCH_MODELS"
 DEFAULTS = Path(__file__).with_name("pretrained_models.toml")
@@ -308,11 +309,6 @@ def _prepared(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ raw things in
 
 
-def one_line(text: object) -> str:
-    """The text with every run of white space as one space; line separators of every alphabet are white space."""
-    return " ".join(str(text).split())
-
-
 def in_blocks(network: Callable[..., Tensor], *inputs: Tensor, rows: int = ROWS, device: str = "cpu") -> Tensor:
     """What a network answers for (n, ...) inputs, in blocks of always as many rows, so that a row's numbers do not
     depend on how many come with it. float32 on the CPU's side or the device's, (n, ...)."""
@@ -577,7 +573,7 @@ class SentenceEncoder:
         return functional.normalize(x, dim=-1) if self._normalised else x
 
 
-class AudioAutoencoder(nn.Module):
+class AudioAutoencoder(trained.Trained):
     """CLAP's unit vectors as features of the size of the other modalities' and back (FlowBind: 512 -> 768 -> 512).
 
     The suite trains it on the vectors of the training corpora. The code is noised in training, so that vectors that are
@@ -602,49 +598,34 @@ class AudioAutoencoder(nn.Module):
         return functional.normalize(self.decoder(features), dim=-1)
 
     @classmethod
-    def kept(cls, key: str, vectors: Tensor, feature: int, say: Callable[[str], None]) -> AudioAutoencoder:
+    def kept(cls, key: str, vectors: Tensor, feature: int, say: Say) -> AudioAutoencoder:
         """The one of this key in the cache, or else one that is trained on (n, vector) now and put there."""
-        path = cache_folder() / "autoencoders" / f"{key}.safetensors"
-        network = cls(vectors.shape[1], feature)
-        if path.exists():
-            try:
-                network.load_state_dict(load_file(path))
-                return network.to(vectors.device).eval().requires_grad_(False)
-            except (SafetensorError, OSError, RuntimeError) as error:
-                say(f"{path} cannot be used ({one_line(error)}): training the autoencoder of sounds anew")
-        network = cls.trained(vectors, feature)
-        unit = functional.normalize(vectors, dim=-1)
-        cosine = (network.decode(network.encode(vectors)) * unit).sum(1).mean().item()
-        say(f"autoencoder of sounds: trained on {len(vectors)} vectors; mean cosine of what it decodes {cosine:.4f}")
-        try:
-            write_atomic(path, save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
-        except OSError as problem:
-            say(
-                f"{path} cannot be written ({problem.strerror}), so it is trained again next time: set MUNI_BENCH_CACHE"
-            )
-        return network
-
-    @classmethod
-    def trained(cls, vectors: Tensor, feature: int) -> AudioAutoencoder:
-        """On (n, vector), a function of them alone, on one kind of device."""
-        vectors = functional.normalize(vectors, dim=-1)
-        rows, device = len(vectors), vectors.device
-        with seeded("audio autoencoder", tuple(vectors.shape), feature):
-            network = cls(vectors.shape[1], feature).to(device)
-            optimizer = torch.optim.AdamW(network.parameters(), cls.RATE, weight_decay=0.0)
-            updates = min(cls.UPDATES, cls.PASSES * -(-rows // cls.BATCH))
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-            for _ in range(updates):
-                batch = vectors[torch.randint(rows, (min(rows, cls.BATCH),)).to(device)]
-                code = network.encoder(batch)
-                noise = torch.randn(code.shape).to(device)
-                decoded = functional.normalize(network.decoder(code + cls.NOISE * noise), dim=-1)
-                loss = (decoded - batch).square().sum(1).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        with seeded("audio autoencoder", key):
+            network = cls(vectors.shape[1], feature).to(vectors.device)
+        facts = {"key": key, "shape": [*vectors.shape, feature]}
+        trained.ready(network, "autoencoders", key, facts, lambda: network.train_on(vectors, facts, say), say)
         return network.eval().requires_grad_(False)
+
+    def train_on(self, vectors: Tensor, facts: Mapping[str, Any], say: Say) -> None:
+        """Learn (n, vector), and write down in `facts` how near what is decoded lies to it."""
+        vectors = functional.normalize(vectors, dim=-1)
+        rows = len(vectors)
+        updates = min(self.UPDATES, self.PASSES * -(-rows // self.BATCH))
+        optimizer = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+        for update in range(updates):
+            draws = Draws("audio autoencoder", update, rows=min(rows, self.BATCH), device=vectors.device)
+            batch = vectors[draws.integers("rows", rows)]
+            code = self.encoder(batch)
+            noised = code + self.NOISE * draws.normal("noise", code.shape[1])
+            loss = (functional.normalize(self.decoder(noised), dim=-1) - batch).square().sum(1).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        cosine = (self.decode(self.encode(vectors)) * vectors).sum(1).mean().item()
+        self.facts = {**facts, "cosine": round(cosine, 5)}
+        say(f"autoencoder of sounds: trained on {rows} vectors; mean cosine of what it decodes {cosine:.4f}")
 
 
 # ------------------------------------------------------------------------------------------ decoders

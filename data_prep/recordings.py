@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmark.api import UserError
+from benchmark.api import UserError, one_line
 from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws
 from data_prep.places import SETTING, data_folder
@@ -151,7 +151,7 @@ def _from_the_archive(folder: Path | None) -> list[np.ndarray]:
     try:
         content = path.read_bytes() if kept else _fetch(ADDRESS)
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(
             f"no recordings of spoken digits: {here}, and {ADDRESS} cannot be fetched ({reason}): set {SETTING} to the "
             f"folder that holds {FOLDER}, {ELSE}"

@@ -20,31 +20,23 @@ kept as `codecs/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-ben
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import fcntl
-import hashlib
 import inspect
-import json
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark import registry
+from benchmark import registry, trained
 from benchmark.config import digest
-from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws, seeded
+from benchmark.trained import Say
 from data_prep import spoken_captions
 
 FEATURES = 64  # numbers that each modality becomes
@@ -58,7 +50,6 @@ HELD_OUT = 1_024  # rows of "validation" on which the stated numbers are measure
 SAY_EVERY = 15.0  # seconds
 
 Raw = dict[str, "Tensor | list[str]"]
-Say = Callable[[str], None]
 _known: dict[tuple[str, str], Codecs] = {}
 
 
@@ -95,10 +86,10 @@ TINY = Size(  # seconds: where it does not matter what they reach
 )
 
 
-class Codecs(nn.Module):
+class Codecs(trained.Trained):
     """The three codecs, frozen and in eval mode.
 
-    facts: what their file says of them, `held out` (what they reach on rows of "validation") among it.
+    facts: with `held out`, what they reach on rows of "validation".
     version: a function of what they depend on and of every weight, so what is made with them can be kept under it.
     """
 
@@ -108,7 +99,6 @@ class Codecs(nn.Module):
         self.audio = Components(FRAMES * BANDS + 1)
         self.text = Reader(size.text.width)
         self.writer = Writer(size.text.width)
-        self.facts: dict[str, Any] = {}
         self.version = ""
 
     @torch.no_grad()
@@ -173,32 +163,24 @@ class Codecs(nn.Module):
         return rows.to(device).float().flatten(1)
 
 
-def of(world: Any, device: str = "cpu", say: Say | None = None, size: Size = FULL) -> Codecs:
+def of(world: Any, device: str = "cpu", say: Say = trained.to_stderr, size: Size = FULL) -> Codecs:
     """The world's codecs: those of this process, else the cached ones, else trained now.
 
     world: offers `identity`, `count(split)` and `raw(split, indices)` for the splits "codec" and "validation".
-    say: gets a line now and then; stderr where it is None.
+    say: gets a line now and then.
     """
     facts: dict[str, Any] = {"identity": world.identity, "size": asdict(size), "rows": world.count("codec")}
     world_code = registry.sources(Path(inspect.getfile(type(world))), with_card=False)
     facts["code"] = [registry.sources(Path(__file__)), world_code]
     key = digest(facts)
     if (key, device) not in _known:
-        path, say = folder() / f"{key}.safetensors", say or _to_stderr
         with seeded("codecs", world.identity):
             codecs = Codecs(size)
-        with _alone(path):
-            if not _load(codecs, path, facts, say):
-                _train(codecs.to(device), world, facts, size, say)
-                _store(codecs, path, say)
+        codecs.to(device)
+        trained.ready(codecs, "codecs", key, facts, lambda: _train(codecs, world, facts, size, say), say)
         codecs.version = f"{key}-{codecs.facts['weights']}"
         _known[key, device] = codecs.to(device).eval().requires_grad_(False)
     return _known[key, device]
-
-
-def folder() -> Path:
-    """Where codecs are kept."""
-    return cache_folder() / "codecs"
 
 
 def _by_chunks(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -555,7 +537,6 @@ def _train(codecs: Codecs, world: Any, facts: Mapping[str, Any], size: Size, say
     seconds = round(time.monotonic() - started, 1)
     codecs.eval().requires_grad_(False)
     codecs.facts |= {"seconds": seconds, "torch": torch.__version__, "held out": held_out(codecs, world)}
-    codecs.facts["weights"] = _weights(codecs)
     reached = codecs.facts["held out"]
     say(
         f"codecs of {identity}: pixels to {reached['image']['error']:.3f}, sound to "
@@ -657,66 +638,3 @@ def _error(made: Tensor, real: Tensor) -> float:
 def _left(made: Tensor, real: Tensor) -> float:
     """The mean square error, of the variance around the mean row."""
     return ((made - real).square().mean() / (real - real.mean(0)).square().mean()).item()
-
-
-# ---------------------------------------------------------------------------------------------- the cache
-
-
-def _weights(codecs: Codecs) -> str:
-    """Hash of every weight."""
-    content = hashlib.blake2b(digest_size=5)
-    for name, tensor in sorted(codecs.state_dict().items()):
-        content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return content.hexdigest()
-
-
-def _load(codecs: Codecs, path: Path, facts: Mapping[str, Any], say: Say) -> bool:
-    """Whether the file had these codecs; one line where it is damaged."""
-    if not path.exists():
-        return False
-    begun = copy.deepcopy(codecs.state_dict())
-    try:
-        with safe_open(path, "pt") as file:
-            stored = json.loads(file.metadata()["codecs"])
-            if any(stored[name] != value for name, value in facts.items()):
-                raise ValueError("they are another world's")
-            codecs.load_state_dict({name: file.get_tensor(name) for name in codecs.state_dict()})
-        if stored["weights"] != _weights(codecs):
-            raise ValueError("a weight has changed since it was written")
-        codecs.facts = stored
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        say(f"{path} cannot be used ({' '.join(str(error).split())}): training the codecs anew")
-        codecs.load_state_dict(begun)
-        return False
-    return True
-
-
-def _store(codecs: Codecs, path: Path, say: Say) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in codecs.state_dict().items()}
-    try:
-        write_atomic(path, save(tensors, metadata={"codecs": json.dumps(codecs.facts)}))
-    except OSError as error:
-        say(f"{path} cannot be written ({error.strerror}), so the next command trains again: set MUNI_BENCH_CACHE")
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process trains, and those that wait find its file; without a lock where a folder takes no files."""
-    if path.exists():
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

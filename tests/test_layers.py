@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"benchmark", "benchmark.api"},
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
-    {"benchmark.runtime", "benchmark.metrics", "models", "baselines", "data_prep"},
+    {"benchmark.runtime", "benchmark.trained", "benchmark.metrics", "models", "baselines", "data_prep"},
     {f"benchmark.{name}" for name in ("optimizer", "samples", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
     {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "sheets", "show", "tune")},

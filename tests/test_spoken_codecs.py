@@ -475,7 +475,7 @@ def test_they_are_trained_once(short, folder, monkeypatch):
         assert not any(weight.requires_grad for weight in each.parameters())
     (name,) = files(folder)
     with safe_open(folder / name, "pt") as file:
-        facts = json.loads(file.metadata()["codecs"])
+        facts = json.loads(file.metadata()["facts"])
     assert facts == codecs.facts
     assert {"identity", "code", "size", "rows", "seconds", "held out", "weights", "torch"} <= facts.keys()
     assert codecs.version == f"{name.removesuffix('.safetensors')}-{facts['weights']}"
@@ -505,14 +505,14 @@ def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
     else:
         facts = {**codecs.facts, "identity": "another"} if damage == "another's facts" else codecs.facts
         tensors = {"x": torch.zeros(1)} if damage == "other weights" else dict(codecs.state_dict())
-        hurt = save(tensors, metadata=None if damage == "no facts" else {"codecs": json.dumps(facts)})
+        hurt = save(tensors, metadata=None if damage == "no facts" else {"facts": json.dumps(facts)})
     (folder / name).write_bytes(hurt)
     forget()
     lines = []
     again = spoken_codecs.of(Small(), say=lines.append, size=short)
     assert torch.equal(weights(again), weights(codecs))
     assert again.version == codecs.version
-    assert f"{name} cannot be used (" in lines[0] and "training the codecs anew" in lines[0]
+    assert f"{name} cannot be used (" in lines[0] and "training anew" in lines[0]
     assert all("\n" not in line for line in lines)
     forget()
     spoken_codecs.of(Small(), say=pytest.fail, size=short)

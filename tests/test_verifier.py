@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmark import registry
+from benchmark import registry, trained
 from benchmark.api import Modality
 from benchmark.metrics import verifier
 from benchmark.runtime import Draws
@@ -85,7 +85,7 @@ def test_it_learns_what_pictures_show_and_says_how_well(folder, monkeypatch):
     assert "30 updates" in lines[0] and "on 600 real test pictures" in lines[-1]
     (name,) = files(folder)
     with safe_open(folder / name, "pt") as file:
-        facts = json.loads(file.metadata()["verifier"])
+        facts = json.loads(file.metadata()["facts"])
     assert facts == network.facts
     assert {"identity", "code", "accuracy", "pictures", "torch", "updates", "rows", "seconds"} <= facts.keys()
 
@@ -111,7 +111,7 @@ def test_dropout_would_be_off(short, monkeypatch):
 def test_training_is_a_function_of_the_identity_alone(short):
     first = weights(verifier.of(Easy(), say=str))
     torch.manual_seed(99)
-    for file in verifier.folder().glob("*"):
+    for file in trained.folder("verifiers").glob("*"):
         file.unlink()
     forget()
     assert torch.equal(weights(verifier.of(Easy(), say=str)), first)
@@ -157,13 +157,13 @@ def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
     else:
         facts = {**network.facts, "identity": "another"} if damage == "another's facts" else network.facts
         tensors = {"x": torch.zeros(1)} if damage == "other weights" else network.state_dict()
-        metadata = None if damage == "no facts" else {"verifier": json.dumps(facts)}
-        (folder / name).write_bytes(verifier.save(dict(tensors), metadata=metadata))
+        metadata = None if damage == "no facts" else {"facts": json.dumps(facts)}
+        (folder / name).write_bytes(trained.save(dict(tensors), metadata=metadata))
     forget()
     lines = []
     again = verifier.of(Easy(), say=lines.append)
     assert torch.equal(weights(again), weights(network))
-    assert f"{name} cannot be used (" in lines[0] and "training the verifier anew" in lines[0]
+    assert f"{name} cannot be used (" in lines[0] and "training anew" in lines[0]
     assert all("\n" not in line for line in lines)
     forget()
     assert verifier.of(Easy(), say=pytest.fail).facts == again.facts
@@ -190,7 +190,7 @@ def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, mon
 def test_the_cache_is_below_home_unless_it_is_set(monkeypatch, tmp_path):
     monkeypatch.delenv("MUNI_BENCH_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert verifier.folder() == tmp_path / ".cache" / "muni-bench" / "verifiers"
+    assert trained.folder("verifiers") == tmp_path / ".cache" / "muni-bench" / "verifiers"
 
 
 def test_it_speaks_on_stderr(short, capsys):

@@ -20,13 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.api import one_line
+
 INSTALL = "pip install 'muni-bench[spoken-digits]'"
 SECONDS = 600  # that the tokenizer may take
-
-
-def one_line(text: str) -> str:
-    """The text with every run of white space, line separators of any alphabet among them, as one space."""
-    return " ".join(text.split())
 
 
 def cider(references: list[str], texts: list[str]) -> np.ndarray:
@@ -81,7 +78,7 @@ def _lines_of_tokens(lines: list[str], module: Any) -> list[str]:
     )
     found = answer.stdout.decode().removesuffix("\n").split("\n")
     if answer.returncode or len(found) != len(lines):
-        said = " ".join(answer.stderr.decode(errors="replace").split())[-300:]
+        said = one_line(answer.stderr.decode(errors="replace"))[-300:]
         raise RuntimeError(
             f"CIDEr's tokenizer made {len(found)} lines of {len(lines)} (exit {answer.returncode}): {said}"
         )

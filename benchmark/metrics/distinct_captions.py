@@ -10,8 +10,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from benchmark.api import Cell, Inapplicable, MetricCard, Raw, Score
-from benchmark.metrics.captions import one_line
+from benchmark.api import Cell, Inapplicable, MetricCard, Raw, Score, one_line
 from benchmark.metrics.pairs import OfThings, blocks, keep, rows_of
 
 CARD = MetricCard(

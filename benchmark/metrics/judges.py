@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmark.api import Inapplicable
 from benchmark.metrics import towers
 from benchmark.metrics.towers import Pair, Things
-from benchmark.metrics.trained import Say
+from benchmark.trained import Say, to_stderr
 
 
 class Judges(Protocol):
@@ -46,10 +46,10 @@ class Judges(Protocol):
         ...
 
 
-def of(data: Any, device: str = "cpu", say: Say | None = None) -> Judges:
+def of(data: Any, device: str = "cpu", say: Say = to_stderr) -> Judges:
     """The dataset's judges: those of this process, else cached ones, else ones that are trained or loaded now.
 
-    say: gets a line now and then; stderr where it is None. Raises Inapplicable for a dataset that names none.
+    say: gets a line now and then. Raises Inapplicable for a dataset that names none.
     """
     if judged_by(data) == "pretrained":
         from benchmark.metrics import pretrained

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmark.api import one_line
+
 RATE = 16_000  # Hz, of the sounds that VGGish and Wav2CLIP hear
 
 
@@ -31,7 +33,7 @@ def loaded(kind: Any, state: Mapping[str, Tensor]) -> Any:
     try:
         network.load_state_dict({k: v for k, v in state.items() if k.startswith(kind.PARTS)}, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"it is no {kind.__name__}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"it is no {kind.__name__}: {one_line(error)[:300]}") from None
     return network.float().eval().requires_grad_(False)
 
 

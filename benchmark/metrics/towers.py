@@ -30,12 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmark import registry
+from benchmark import registry, trained
 from benchmark.config import digest
-from benchmark.files import cache_folder
-from benchmark.metrics import trained
-from benchmark.metrics.trained import Say
 from benchmark.runtime import Draws, seed_of, seeded
+from benchmark.trained import Say
 
 VERSION = 1  # raised when the same split may now train other judges: part of every protocol
 PAIRS = (("text", "image"), ("text", "audio"), ("image", "audio"))
@@ -144,22 +142,21 @@ class Judging:
         return protocol(self._data, metric)
 
 
-def of(data: Any, device: str = "cpu", say: Say | None = None) -> Judging:
+def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr) -> Judging:
     """The dataset's judges: those of this process, else the cached ones, else some that are trained now.
 
     data: offers `digit_of(text)` (-1 where a sentence names none, or several), and, itself or by its `world`, which
     knows nothing of features, `identity`, `sample_rate`, and the splits "judge" and "validation" of raw rows of all
-    modalities. say: gets a line now and then; stderr where it is None.
+    modalities. say: gets a line now and then.
     """
-    facts, say = _facts(data), say or trained.to_stderr
+    facts = _facts(data)
     key = digest(facts)
     if (key, device) not in _known:
         world = world_of(data)
         channels = len(_raw(data, "judge", torch.arange(1))["image"][0])
         with seeded("judges", world.identity):
             network = Towers(channels, world.sample_rate)
-        path = folder() / f"{key}.safetensors"
-        trained.ready(network, path, facts, lambda: _train(network, data, facts, device, say), "judges", say)
+        trained.ready(network, "judges", key, facts, lambda: _train(network, data, facts, device, say), say)
         _known[key, device] = network.to(device).eval().requires_grad_(False)
     return Judging(_known[key, device], data)
 
@@ -174,11 +171,6 @@ def protocol(data: Any, metric: str) -> dict[str, Any]:
 def world_of(data: Any) -> Any:
     """What judges depend on: where a dataset's rows are features, the world of the things behind them."""
     return getattr(data, "world", data)
-
-
-def folder() -> Path:
-    """Where trained judges are kept."""
-    return cache_folder() / "judges"
 
 
 def digits_of(data: Any, texts: list[str]) -> Tensor:

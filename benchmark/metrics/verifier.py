@@ -8,31 +8,24 @@ in eval mode: three minutes on one core for pictures of 32 x 32, 0.98 of the dig
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import inspect
-import json
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmark import registry
+from benchmark import registry, trained
 from benchmark.api import Modality, UserError
 from benchmark.config import digest, nearest
-from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws, seeded
+from benchmark.trained import Say
 
 FEATURES = 64  # of a picture, for Fréchet distances
 ROWS, UPDATES, PASSES = 86, 1000, 5  # rows per update; at most so many updates, and passes through the split
@@ -41,7 +34,6 @@ BEND = 0.03  # how far training bends its pictures, in half sides
 CHUNK = 128  # pictures per call of the frozen network: always as many, so that no number depends on the batch
 TEST_ROWS = 2000  # on whose pictures the stated accuracy is measured, at most
 
-Say = Callable[[str], None]
 _known: dict[tuple[str, str], Verifier] = {}
 
 
@@ -63,15 +55,14 @@ class Reading:
     features: Tensor
 
 
-class Verifier(nn.Module):
-    """Reads pictures in raw units. `facts`: what its file says of it, `accuracy` by label and `pictures` among them."""
+class Verifier(trained.Trained):
+    """Reads pictures in raw units. `facts` hold its `accuracy` by label and the number of `pictures` behind it."""
 
     def __init__(self, body: nn.Module, labels: Mapping[str, int]) -> None:
         super().__init__()
         self.body = body  # (rows, channels, side, side) in raw units -> (rows, FEATURES)
         self.scale = nn.BatchNorm1d(FEATURES, affine=False)  # each feature of real pictures has variance 1
         self.heads = nn.ModuleDict({label: nn.Linear(FEATURES, classes) for label, classes in labels.items()})
-        self.facts: dict[str, Any] = {}
         self._kept: dict[Hashable, Any] = {}
         self._readings = WeakTensorKeyDictionary()  # several metrics see one block of pictures
 
@@ -113,12 +104,12 @@ class Verifier(nn.Module):
         )
 
 
-def of(data: Any, device: str = "cpu", say: Say | None = None) -> Verifier:
+def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr) -> Verifier:
     """The dataset's verifier: the one of this process, else the cached one, else one that is trained now.
 
     data: offers `identity`, the splits "verifier" and "test", and may name a `verifier`: "resnet" (the suite's own, if
-    it names none) or "segformer" (the authors' choice). say: gets a line now and then; stderr where it is None. Raises
-    UserError for another verifier.
+    it names none) or "segformer" (the authors' choice). say: gets a line now and then. Raises UserError for another
+    verifier.
     """
     kind = getattr(data, "verifier", "resnet")
     labels = {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
@@ -131,20 +122,11 @@ def of(data: Any, device: str = "cpu", say: Say | None = None) -> Verifier:
     facts |= {"rows": data.count("verifier"), "code": code}
     key = digest(facts)
     if (key, device) not in _known:
-        path, say = folder() / f"{key}.safetensors", say or _to_stderr
         with seeded("verifier", data.identity):
             network = Verifier(_body(kind, shape), labels)
-        with _alone(path):
-            if not _load(network, path, facts, say):
-                _train(network.to(device), data, facts, views, device, say)
-                _store(network, path, say)
+        trained.ready(network, "verifiers", key, facts, lambda: _train(network, data, facts, views, device, say), say)
         _known[key, device] = network.to(device).eval().requires_grad_(False)
     return _known[key, device]
-
-
-def folder() -> Path:
-    """Where verifiers are kept."""
-    return cache_folder() / "verifiers"
 
 
 # ---------------------------------------------------------------------------------------------- the network
@@ -268,54 +250,3 @@ def accuracy(network: Verifier, data: Any, names: list[str], device: str) -> dic
         for label in network.heads
     }
     return {"accuracy": right, "pictures": len(rows[names[0]]) * len(names)}
-
-
-# ---------------------------------------------------------------------------------------------- the cache
-
-
-def _load(network: Verifier, path: Path, facts: Mapping[str, Any], say: Say) -> bool:
-    """Whether the file had this verifier; one line where it is damaged."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            stored = json.loads(file.metadata()["verifier"])
-            if any(stored[name] != value for name, value in facts.items()):
-                raise ValueError("it is another verifier's")
-            network.load_state_dict({name: file.get_tensor(name) for name in network.state_dict()})
-            network.facts = stored
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        say(f"{path} cannot be used ({' '.join(str(error).split())}): training the verifier anew")
-        return False
-    return True
-
-
-def _store(network: Verifier, path: Path, say: Say) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    try:
-        write_atomic(path, save(tensors, metadata={"verifier": json.dumps(network.facts)}))
-    except OSError as error:
-        say(f"{path} cannot be written ({error.strerror}), so the next command trains again: set MUNI_BENCH_CACHE")
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process trains, and those that wait find its file; without a lock where a folder takes no files."""
-    if path.exists():
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
