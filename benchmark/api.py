@@ -214,7 +214,10 @@ class Dataset(Protocol):
     from one of them. One whose modalities are features of pictures, sounds and sentences answers for those, too:
     `raw(split, indices)`, the things themselves as a `Raw` batch; `render(generated, draws)`, things from generated
     features; `real(split, indices)`, as `raw` with another sentence of each row; `split_of(cell)`, the split whose
-    rows a cell gives and compares with; `sample_rate`, of sounds, in Hz; `language_model()` (models/texts.py).
+    rows a cell gives and compares with, and `fresh_split(cell)`, other rows of the same kind, for Fréchet distances;
+    `clusters(split, indices)`, (rows,) numbers of which rows of one are not independent; `sample_rate`, of sounds, in
+    Hz; `language_model()` (models/texts.py); `judged_by`, "trained" or "pretrained" judges
+    (benchmark/metrics/judges.py), and for trained ones `digit_of(text)` and the `world` behind the features.
     """
 
     modalities: tuple[Modality, ...]

@@ -398,7 +398,20 @@ def page_blocks() -> dict[str, dict[str, str]]:
             f"search pictures_{name}": _search(f"pictures_{name}", "cpu")
             for name in ("budget", "tuning", "sensitivity")
         },
+        "docs/image_text_audio.md": {"weights": _weights()},
     }
+
+
+def _weights() -> str:
+    """Markdown of the models that image_text_audio loads, by role."""
+    entries = tables.read_toml(registry.ROOT / "data_prep" / "pretrained_models.toml").values()
+    rows = [
+        f"| {each['use']} | `{each.get('id') or each['url'].rpartition('/')[2]}`{' (gated)' * each['gated']} "
+        f"| {each['licence']} | {each['gigabytes']} |"
+        for each in entries
+    ]
+    total = sum(each["gigabytes"] for each in entries)
+    return "\n".join(["| use | default | licence | GB |", "|---|---|---|---:|", *rows, f"| all | | | {total:.1f} |"])
 
 
 def _search(name: str, preset: str) -> str:

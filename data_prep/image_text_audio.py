@@ -1,6 +1,6 @@
 """The paper's image-text-audio benchmark (MUNI, Sec. 6.3, App. E.2): pairs of two of three modalities, no triplet.
 
-    bench tiny-models /tmp/tiny && MUNI_BENCH_MODELS=/tmp/tiny \\
+    bench tiny-models ~/tiny && MUNI_BENCH_MODELS=~/tiny \\
         bench run --method muni --dataset image_text_audio --preset smoke    # tiny models, 51 pictures, 200 sounds
     bench run --method muni --dataset image_text_audio --preset paper        # the published models and the whole data
 
