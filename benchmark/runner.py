@@ -303,12 +303,13 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
     return supported, refused
 
 
-def kept_things(run: Run, data: Any, cell: Cell) -> Samples | None:
-    """Where the cell's generated things are kept; None where a dataset's modalities are what is scored."""
+def kept_things(run: Run, data: Any, cell: Cell, folder: str = "generated") -> Samples | None:
+    """Where the cell's generated things are kept, in a folder of the run's; None where a dataset's modalities are what
+    is scored."""
     if not hasattr(data, "render"):
         return None
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
-    return Samples(run.directory / "generated" / run.run_id / cell.stem, about)
+    return Samples(run.directory / folder / run.run_id / cell.stem, about)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:

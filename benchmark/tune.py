@@ -63,6 +63,12 @@ class OnValidation:
     def rows(self, split: str, indices: Any) -> Batch:
         return self._data.rows("validation" if split == "test" else split, indices)
 
+    def split_of(self, cell: Cell) -> str:
+        return "validation"
+
+    def fresh_split(self, cell: Cell) -> str:
+        return "validation"
+
 
 @dataclass(frozen=True)
 class Search:
@@ -153,10 +159,11 @@ def _trial(run: runner.Run, search: Search, overrides: str, device: str, report:
     score, seconds = math.inf, ""
     with contextlib.suppress(Diverged):
         method, data, progress = runner.train_only(run, device, report)
+        held_out = OnValidation(data)
         for column, task in ERRORS.items():
             if task in run.method_card.tasks:
                 asked, metric = list(_cells(search, task)), search.metrics[column]
-                found = [_error(method, OnValidation(data), cell, metric, run, device) for cell in asked]
+                found = [_error(method, held_out, cell, metric, run, device) for cell in asked]
                 errors[column] = sum(found) / len(found)
         score = math.exp(sum(math.log(max(error, LEAST)) for error in errors.values()) / len(errors))
         seconds = f"{progress.seconds:.0f}" if progress else ""
@@ -187,8 +194,9 @@ def _cells(search: Search, task: str) -> Iterator[Cell]:
 
 
 def _error(method: Any, data: Any, cell: Cell, metric: str, run: runner.Run, device: str) -> float:
-    (result,) = evaluate_cell(method, data, cell, [metric], run.config, run.job.seed, device)
-    assert result.score is not None
+    kept = runner.kept_things(run, data, cell, "validation")
+    (result,) = evaluate_cell(method, data, cell, [metric], run.config, run.job.seed, device, kept=kept)
+    assert result.score is not None, result.reason
     value = result.score.value
     return 1 - value if registry.card("metric", metric).higher_is_better else value
 

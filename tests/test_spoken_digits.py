@@ -9,11 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmark import records, registry
+from benchmark import records, registry, runner, tune
 from benchmark.api import Cell, words_of
 from benchmark.cli import app
 from benchmark.config import resolve
 from benchmark.runtime import Draws
+from benchmark.tables import job_of
 
 pytest.importorskip("datasets", reason="spoken_digits needs the extra spoken-digits")
 pytest.importorskip("sklearn", reason="its smallest variant shows scikit-learn's digits")
@@ -141,3 +142,30 @@ def test_without_java_captions_have_error_rows_and_the_rest_is_scored(
     status = records.load(tmp_path / "runs" / "results.csv").groupby("metric")["status"].unique().map(list)
     assert "error: CIDEr's tokenizer needs Java" in status["cider"]
     assert "ok" in status["clip_score"] and "ok" in status["fid"]
+
+
+def test_a_search_scores_things_of_the_validation_split(tmp_path: Path) -> None:
+    """The search's score is that of what lies in its own folder, beside the validation split's texts."""
+    (tmp_path / "small.toml").write_text(
+        'dataset = "spoken_digits"\nseed = 7\n'
+        'fixed = ["updates=4", "evaluation_rows=60", "unconditional_rows=60"]\n'
+        'metrics = { one_to_one = "digit_agreement", many_to_one = "digit_agreement", coherence = "digit_agreement" }\n'
+        'changes = [["learning_rate=0.001"]]\n'
+    )
+    search = tune.load_search("small", tmp_path)
+    (line,) = tune.tune(search, ["muni"], "smoke", "cpu", tmp_path, lambda *_: None)
+    assert len(list(tmp_path.glob("smoke/spoken_digits/muni/*/validation/*/text_to_image/manifest.jsonl"))) == 1
+    run = runner.prepare(job_of("muni", "spoken_digits", "smoke", 7, []), tmp_path, [*search.fixed, *search.points[0]])
+    assert not (run.directory / "generated").exists() and run.run_id == line["run_id"]
+    data = registry.load("dataset", "spoken_digits")(run.config, "cpu")
+    held_out, rows = tune.OnValidation(data), torch.arange(60)
+    for cell in (Cell("spoken_digits", ("text",), ("image",)), Cell("spoken_digits", ("image",), ("text",))):
+        assert held_out.split_of(cell) == held_out.fresh_split(cell) == "validation"
+    assert held_out.raw("validation", rows)["text"] != data.raw("test", rows)["text"]
+    errors = []
+    for cell in tune._cells(search, "one_to_one"):
+        metric = registry.load("metric", "digit_agreement")(cell, held_out)
+        kept = runner.kept_things(run, data, cell, "validation")
+        metric.update(data.raw("validation", rows), kept.read(0, 60, cell.want))
+        errors.append(1 - metric.compute().value)
+    assert float(line["one_to_one"]) == pytest.approx(sum(errors) / 6, rel=1e-4)
