@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,15 +27,16 @@ from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
 from baselines.mvae import MVAE
 from benchmark import registry
-from benchmark.api import Inapplicable, Modality
+from benchmark.api import Inapplicable, Modality, words_of
 from benchmark.config import Config, resolve
 from benchmark.runtime import Draws, seeded
 from models.experts import hellinger, product
-from models.families import Images
+from models.families import Images, Texts
 from models.latent import LatentModel
 from models.muni import MUNI
 from models.muni_hellinger import MUNIHellinger
 from models.routes import Route, Subsets, all_subsets, draw_subsets
+from tests.test_texts import MOST, SIZE, VOCABULARY, Recurrent
 
 TABLE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "routing.toml").read_text())
 RULES = {"product": product, "hellinger": hellinger}
@@ -44,6 +46,12 @@ PICTURES = (
     *(Modality(number, (3, 8, 8), kind="image") for number in "12"),
     Modality("3", (), kind="label", classes=5),
 )
+THINGS = (
+    Modality("1", (SIZE,), "text", classes=VOCABULARY, words=MOST),
+    Modality("2", (SIZE,), "image"),
+    Modality("3", (SIZE,), "audio"),
+)
+KINDS = {"vectors": VECTORS, "pictures": PICTURES, "features of things": THINGS}
 OBSERVED = ("123", "12", "13", "23")
 SUBSETS = ["".join(members) for size in (1, 2, 3) for members in combinations(NUMBERS, size)]
 SIDE = 420  # a multiple of every denominator in the table
@@ -115,7 +123,7 @@ def tables() -> Iterator[Routes]:
 @cache
 def configuration() -> Config:
     tiny = {"latent_size": 4, "private_size": 3, "encoder_grad_scale": 0.5, "prior_steps": 2, "decoder_steps": 2}
-    tiny |= {"label_width": 8, "patch": 2}
+    tiny |= {"label_width": 8, "patch": 2, "word_rows": 4, "word_weight": 0.05, "adapter_rank": 2}
     tiny |= {
         f"{part}_{size}": value
         for part in ("encoder", "decoder", "prior")
@@ -133,9 +141,10 @@ def build(method: type, modalities: tuple[Modality, ...] = VECTORS) -> LatentMod
     """A tiny model in general position: no weight is zero, so no gradient vanishes by initialisation."""
     with seeded("routing", method.__name__):
         model = method(modalities, configuration())
+        model.bind(SimpleNamespace(language_model=Recurrent))
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.normal_(0, 0.4 if modalities is VECTORS else 0.1)  # a picture has many more inputs
+                parameter.normal_(0, 0.1 if modalities is PICTURES else 0.4)  # a picture has many more inputs
     return model
 
 
@@ -278,12 +287,19 @@ def route_of(every: Route, **part: str) -> Route:
 
 def batch_of(observed: str, model: LatentModel) -> dict[str, Tensor]:
     """Four rows."""
-    draws = Draws("routing rows", rows=4)
-    return {
-        each.name: draws.integers(each.name, each.classes) if each.classes else draws.normal(each.name, *each.shape)
-        for each in model.modalities
-        if each.name in observed
-    }
+    draws, rows = Draws("routing rows", rows=4), {}
+    for each in model.modalities:
+        if each.name in observed:
+            label = each.kind == "label"
+            rows[each.name] = draws.integers(each.name, each.classes) if label else draws.normal(each.name, *each.shape)
+            if each.words:
+                rows[words_of(each.name)] = draws.integers("words", each.classes, each.words)
+    return rows
+
+
+def given_of(subset: str, model: LatentModel) -> dict[str, Tensor]:
+    """As a cell gives them: words are only in training rows."""
+    return {name: rows for name, rows in batch_of(subset, model).items() if name in subset}
 
 
 def reached(model: LatentModel, observed: str, route: Route, stage: str, **overrides: float) -> set[str]:
@@ -311,7 +327,7 @@ def parts(model: LatentModel) -> Iterator[tuple[str, list[Tensor]]]:
         prefix = f"families.{place}."
         own = {name.removeprefix(prefix): gradient for name, gradient in found.items() if name.startswith(prefix)}
         assert all(name.startswith(("encoder.", "decoder.")) for name in own)
-        of_member = of_picture if isinstance(family, Images) else of_stacked
+        of_member = of_picture if isinstance(family, Images) else of_text if isinstance(family, Texts) else of_stacked
         for k, number in enumerate(NUMBERS[members]):
             heads, body, decoder = of_member(own, k)
             split = [head.unflatten(-1, (2, -1)) for head in heads]
@@ -335,6 +351,12 @@ def of_stacked(named: Mapping[str, Tensor], k: int) -> Gradients:
     head = [gradient[k] for name, gradient in named.items() if name.startswith(("encoder.skip", "encoder.leave"))]
     body = [gradient[k] for name, gradient in named.items() if name.startswith(("encoder.enter", "encoder.blocks"))]
     return head, body, [gradient[k] for name, gradient in named.items() if name.startswith("decoder.")]
+
+
+def of_text(named: Mapping[str, Tensor], k: int) -> Gradients:
+    """A text: as a vector, but its decoder holds a language model's adapters, too."""
+    head, body, _ = of_stacked({name: gradient for name, gradient in named.items() if name.startswith("encoder.")}, k)
+    return head, body, [gradient for name, gradient in named.items() if name.startswith("decoder.")]
 
 
 def of_picture(named: Mapping[str, Tensor], k: int) -> Gradients:
@@ -372,7 +394,7 @@ def inference_faults(model: LatentModel, table: Routes) -> Iterator[str]:
         yield from differences(chosen, shares(found), f"inference from {subset}, share of")
         asked = model.inference(mask(subset, 4), Draws("infer", rows=4))
         model.zero_grad(set_to_none=True)
-        model.infer(batch_of(subset, model), Draws("infer", rows=4))[0].square().sum().backward()
+        model.infer(given_of(subset, model), Draws("infer", rows=4))[0].square().sum().backward()
         experts = {
             name[-1]
             for name, gradients in parts(model)
@@ -388,13 +410,13 @@ def condition_faults(model: LatentModel, subset: str) -> Iterator[str]:
     """One modality is heard; several are refused."""
     if len(subset) > 1:
         try:
-            model.infer(batch_of(subset, model), Draws("infer", rows=4))
+            model.infer(given_of(subset, model), Draws("infer", rows=4))
         except Inapplicable:
             return
         yield f"inference from {subset} is not refused"
         return
-    told = model.infer(batch_of(subset, model), Draws("infer", rows=4))
-    other = model.infer({subset: (batch_of(subset, model)[subset] + 1) % 5}, Draws("infer", rows=4))
+    told = model.infer(given_of(subset, model), Draws("infer", rows=4))
+    other = model.infer({subset: (given_of(subset, model)[subset] + 1) % 5}, Draws("infer", rows=4))
     if torch.equal(told, other):
         yield f"inference from {subset} does not hear it"
 
@@ -410,10 +432,10 @@ def test_the_table_has_every_trained_method_and_no_other():
         assert ("many_to_one" in cards[name].tasks) == (table["inference"] != "condition")
 
 
-@pytest.mark.parametrize("modalities", [VECTORS, PICTURES], ids=["vectors", "pictures"])
+@pytest.mark.parametrize("modalities", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("table", list(tables()), ids=lambda table: f"{table.method}-{table.observed}")
 def test_every_entry_of_the_table_holds(table: Routes, modalities: tuple[Modality, ...]):
-    """Whatever the kinds: two pictures and a label route like three vectors."""
+    """Whatever the kinds: two pictures and a label, or features of three things, route like three vectors."""
     assert sum(table.law().values()) == 1
     assert faults(registry.load("method", table.method), table, modalities) == []
 
@@ -553,7 +575,7 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize("modalities", [VECTORS, PICTURES], ids=["vectors", "pictures"])
+@pytest.mark.parametrize("modalities", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(
     ("method", "observed", "planted", "fault"),
     PLANTED,
