@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from benchmark.cli import app
 from benchmark.config import resolve
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
+from tests import processes
+from tests.processes import Answer, at_call, bench, contents, die, die_after, rows
 
 pytest.importorskip("datasets", reason="spoken_digits needs the extra spoken-digits")
 pytest.importorskip("sklearn", reason="its smallest variant shows scikit-learn's digits")
@@ -124,6 +129,43 @@ def test_tables_run_end_to_end_and_are_scored_again_without_generating(tmp_path:
     assert {path: path.stat().st_mtime_ns for path in files} == files
     second = records.load(runs / "results.csv").set_index(["method", "metric", "given"])["value"]
     assert (second["muni"] == value["muni"].reindex(second["muni"].index)).all()
+
+
+def use_cache(folder: str) -> None:
+    os.environ["MUNI_BENCH_CACHE"] = folder
+
+
+def few_rows(runs: Path, cache: Path, *patches: partial) -> Answer:
+    """Two blocks from nothing, by a method that hardly trained."""
+    sizes = ("updates=3", "evaluation_rows=60", "unconditional_rows=300")
+    words = [word for size in sizes for word in ("--set", size)]
+    command = ["run", "--method", "muni", "--dataset", "spoken_digits", "--task", "uncond"]
+    started = [partial(use_cache, str(cache)), *patches]
+    return bench(*command, "--preset", "smoke", "--device", "cpu", *words, "--runs", runs, patches=started)
+
+
+FATAL_CALLS = [
+    ("benchmark.samples.write_wav", 100, die),  # most of a block's sounds are there, and no line that names them
+    ("benchmark.samples.Samples.append", 1, die_after),
+    ("benchmark.samples.Samples.read", 2, die),
+    ("os.write", 1, processes.die_halfway),  # a line of results.csv
+]
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_generates_ends_as_one_that_was_not(tmp_path: Path, cache: Path) -> None:
+    assert few_rows(tmp_path / "whole", cache).status == 0
+    for function, nth, how in FATAL_CALLS:
+        answer = few_rows(tmp_path / "cut", cache, partial(at_call, function, nth, how))
+        assert answer.status == -signal.SIGKILL, (function, nth, answer.err)
+    assert few_rows(tmp_path / "cut", cache).status == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole") != []
+
+    def things(runs: Path) -> dict[str, bytes]:
+        files = contents(next(runs.rglob("generated")))
+        return {name: content for name, content in files.items() if name.endswith((".png", ".wav"))}
+
+    assert things(tmp_path / "cut") == things(tmp_path / "whole") != {}
 
 
 @pytest.mark.slow
