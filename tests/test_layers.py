@@ -16,8 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"benchmark", "benchmark.api"},
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
-    {"benchmark.runtime", "benchmark.trained", "benchmark.metrics", "models", "baselines", "data_prep"},
-    {f"benchmark.{name}" for name in ("optimizer", "samples", "train", "evaluate", "criteria")},
+    {
+        "benchmark.runtime",
+        "benchmark.samples",
+        "benchmark.trained",
+        "benchmark.metrics",
+        "models",
+        "baselines",
+        "data_prep",
+    },
+    {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
     {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "sheets", "show", "tune")},
     {"benchmark.cli"},

@@ -1,0 +1,328 @@
+"""External models: the protocol under every fault of a runner, and what becomes of what it answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines import external
+from baselines.external import Runner, answered
+from benchmark.api import Cell, Inapplicable, UserError
+from benchmark.runtime import Draws
+
+STAND_IN = Path(__file__).parent / "runners" / "stand_in.py"
+ITEMS = [f"{row:06d}" for row in range(5)]
+
+
+def request(want: tuple[str, ...] = ("text",), **settings: Any) -> dict[str, Any]:
+    items = [{"id": name, "seed": 10 + row, "inputs": {"text": f"row {row}"}} for row, name in enumerate(ITEMS)]
+    about = {"schema": 1, "model": "stand_in", "given": ["text"], "want": list(want), "device": "cpu"}
+    return {**about, "checkpoint": "", "settings": settings, "items": items}
+
+
+@pytest.fixture
+def runner(tmp_path: Path):
+    made = Runner([sys.executable, str(STAND_IN)], tmp_path, tmp_path / "log")
+    yield made
+    made.stop()
+
+
+def ask(folder: Path, runner: Runner, asked: dict[str, Any], load: float = 20, item: float = 20, rate: int = 0) -> Any:
+    return answered(folder, asked, runner, (load, item), rate, say=lambda line: None)
+
+
+def texts(answers: list[dict[str, Any]]) -> list[str]:
+    return [answer["text"] for answer in answers]
+
+
+EXPECTED = [f"seed {10 + row} heard text row {row}" for row in range(5)]
+
+
+def ids(folder: Path, status: str) -> list[str]:
+    return [line["id"] for line in external._lines(folder) if line["status"] == status]
+
+
+def test_every_item_is_answered_in_order_and_the_process_serves_the_next_request(
+    tmp_path: Path, runner: Runner
+) -> None:
+    assert texts(ask(tmp_path / "a", runner, request())) == EXPECTED
+    process = runner._process
+    assert texts(ask(tmp_path / "b", runner, request())) == EXPECTED
+    assert runner._process is process and runner.status is None
+    facts = json.loads((tmp_path / "b" / "environment.json").read_text())
+    assert facts["schema"] == 1 and facts["missing"] == facts["unexpected"] == [] and facts["python"]
+    runner.stop()
+    assert runner.status == -signal.SIGKILL
+
+
+def test_what_is_answered_is_not_asked_again(tmp_path: Path, runner: Runner) -> None:
+    ask(tmp_path / "a", runner, request())
+    runner.stop()
+    silent = Runner(["/nothing"], tmp_path, tmp_path / "log")
+    assert texts(ask(tmp_path / "a", silent, request())) == EXPECTED
+
+
+@pytest.mark.parametrize("fault", ["crash", "cut line"])
+def test_a_runner_that_dies_once_goes_on_with_the_rest(tmp_path: Path, runner: Runner, fault: str) -> None:
+    assert texts(ask(tmp_path / "a", runner, request(fault=fault, at=ITEMS[2], times=1))) == EXPECTED
+    assert ids(tmp_path / "a", "started").count(ITEMS[1]) == 1  # what was answered before is not repeated
+    assert ids(tmp_path / "a", "started").count(ITEMS[2]) == 2
+
+
+def test_an_item_at_which_it_always_dies_fails_alone(tmp_path: Path, runner: Runner) -> None:
+    asked = request(fault="crash", at=ITEMS[2])
+    said = r"1 of 5 items failed, first 000002: the runner ended 2 times at this item: a segmentation fault, say"
+    with pytest.raises(RuntimeError, match=said):
+        ask(tmp_path / "a", runner, asked)
+    assert ids(tmp_path / "a", "ok") == [ITEMS[k] for k in (0, 1, 3, 4)]
+    # The next command asks for that item alone.
+    before = len(ids(tmp_path / "a", "started"))
+    with pytest.raises(RuntimeError, match="1 of 5"):
+        ask(tmp_path / "a", runner, asked)
+    assert set(ids(tmp_path / "a", "started")[before - 6 :]) <= {ITEMS[2]}
+
+
+def test_an_exception_is_an_error_of_its_item(tmp_path: Path, runner: Runner) -> None:
+    with pytest.raises(RuntimeError, match="first 000001: RuntimeError: CUDA out of memory"):
+        ask(tmp_path / "a", runner, request(fault="raise", at=ITEMS[1], times=1))
+    assert texts(ask(tmp_path / "a", runner, request(fault="raise", at=ITEMS[1], times=1))) == EXPECTED
+
+
+def test_an_item_that_takes_too_long_fails_alone_and_its_process_is_ended(tmp_path: Path, runner: Runner) -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"1 of 5 items failed, first 000003: no answer within 1 s"):
+        ask(tmp_path / "a", runner, request(fault="hang", at=ITEMS[3]), item=1)
+    assert time.monotonic() - began < 20
+    assert ids(tmp_path / "a", "ok") == [ITEMS[k] for k in (0, 1, 2, 4)]
+
+
+def test_a_model_that_is_not_ready_in_time_or_not_whole_ends_the_request(tmp_path: Path, runner: Runner) -> None:
+    with pytest.raises(RuntimeError, match="not ready within 1 s"):
+        ask(tmp_path / "a", runner, request(fault="slow to load"), load=1)
+    assert runner.status == -signal.SIGKILL
+    with pytest.raises(RuntimeError, match=r"unusable: a partial load: 2 keys missing, 0 unexpected, such as a.weight"):
+        ask(tmp_path / "b", runner, request(fault="partial load"))
+    assert json.loads((tmp_path / "b" / "environment.json").read_text())["missing"] == ["a.weight", "b.weight"]
+    with pytest.raises(RuntimeError, match="not the repository of the stand-in"):
+        ask(tmp_path / "c", runner, request(fault="another repository"))
+    gone = Runner([sys.executable, "-c", "raise SystemExit('no module named torch')"], tmp_path, tmp_path / "log")
+    with pytest.raises(RuntimeError, match="ended before its first item: no module named torch"):
+        ask(tmp_path / "d", gone, request())
+
+
+FALSE = {
+    "outside": "lies outside the request's folder",
+    "absolute": "lies outside the request's folder",
+    "absent file": "is not there",
+    "a number": "its answer has no image",
+    "no outputs": "its answer has no outputs",
+    "nothing": "KeyError: 'image'",
+    "unreadable": "not a whole picture",
+}
+
+
+@pytest.mark.parametrize(("fault", "why"), FALSE.items(), ids=FALSE)
+def test_an_answer_that_is_none_is_found_and_asked_again(tmp_path: Path, runner: Runner, fault: str, why: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    with pytest.raises(RuntimeError, match=f"1 of 5 items failed, first 000001: .*{why}"):
+        ask(tmp_path / "x" / "a", runner, request(("image",), fault=fault, at=ITEMS[1], times=1))
+    made = ask(tmp_path / "x" / "a", runner, request(("image",), fault=fault, at=ITEMS[1], times=1))
+    assert [round(float(each["image"].mean()) * 255) for each in made] == [10, 11, 12, 13, 14]
+
+
+def test_a_text_of_two_lines_and_sounds_of_another_rate_or_of_no_numbers_are_refused(
+    tmp_path: Path, runner: Runner
+) -> None:
+    with pytest.raises(RuntimeError, match="its text is not one line"):
+        ask(tmp_path / "a", runner, request(fault="two lines", at=ITEMS[0], times=1))
+    with pytest.raises(RuntimeError, match="its sound has 8000 Hz, and the model's have 4000"):
+        ask(tmp_path / "b", runner, request(("audio",), fault="wrong rate", at=ITEMS[0]), rate=4000)
+    with pytest.raises(RuntimeError, match="a sound holds NaN"):
+        ask(tmp_path / "c", runner, request(("audio",), fault="NaN", at=ITEMS[0]))
+
+
+def test_a_damaged_output_of_an_earlier_command_is_made_anew(tmp_path: Path, runner: Runner) -> None:
+    ask(tmp_path / "a", runner, request(("audio",)))
+    (tmp_path / "a" / "outputs" / "000004-audio.wav").write_bytes(b"RIFF")
+    made = ask(tmp_path / "a", runner, request(("audio",)))
+    assert all(each["audio"][1] == 4000 and len(each["audio"][0]) == 4000 for each in made)
+    assert ids(tmp_path / "a", "started") == [ITEMS[4]]
+
+
+def test_two_commands_at_once_ask_once(tmp_path: Path, runner: Runner) -> None:
+    said: list[str] = []
+    found: list[list[str]] = []
+    other = Runner(runner.command, tmp_path, tmp_path / "other log")
+
+    def one(each: Runner) -> None:
+        found.append(texts(answered(tmp_path / "a", request(), each, (20, 20), say=said.append)))
+
+    threads = [threading.Thread(target=one, args=[each]) for each in (runner, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.stop()
+    assert found == [EXPECTED, EXPECTED] and len(said) == 1 and "waiting for it" in said[0]
+    assert ids(tmp_path / "a", "ok") == ITEMS
+
+
+def test_a_command_that_is_killed_goes_on(tmp_path: Path, runner: Runner) -> None:
+    """The whole process group of a command dies at an item; another command finishes what it began."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_external import *\n"
+        "folder = Path(sys.argv[2])\n"
+        "runner = Runner([sys.executable, str(STAND_IN)], folder, folder / 'log')\n"
+        "ask(folder / 'a', runner, request(fault='hang', at=ITEMS[3], times=1), item=60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(STAND_IN.parents[2]), str(tmp_path)], start_new_session=True
+    )
+    path = tmp_path / "a" / "responses.jsonl"
+    deadline = time.monotonic() + 60
+    while not (path.exists() and ITEMS[3] in ids(tmp_path / "a", "started")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert texts(ask(tmp_path / "a", runner, request(fault="hang", at=ITEMS[3], times=1))) == EXPECTED
+    assert ids(tmp_path / "a", "ok") == ITEMS
+
+
+# ------------------------------------------------------------------------------------------ as a method
+
+
+class Things:
+    """Three rows of pictures, sounds and sentences."""
+
+    identity, sample_rate = "things", 8000
+
+    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
+        rows = len(indices)
+        return {
+            "text": [f"row {k}\u2028of {split}" for k in indices.tolist()],
+            "image": torch.linspace(0, 1, rows)[:, None, None, None].expand(rows, 1, 10, 10),
+            "audio": torch.full((rows, 6000), 0.25),
+        }
+
+
+MODEL = """
+label = "the stand-in"
+sample_rate = 4000
+seconds_to_load = 20
+seconds_per_item = 20
+refused = { uncond = "it needs to hear something" }
+directions = ["text -> image+audio", "audio -> text", "image -> text"]
+settings = { steps = 5 }
+"""
+
+
+@pytest.fixture
+def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(external.SETTING, str(tmp_path))
+    runners = tmp_path / "runners"
+    runners.mkdir()
+    (runners / "stand_in.toml").write_text(MODEL)
+    (runners / "stand_in.py").write_text(f"import runpy; runpy.run_path({str(STAND_IN)!r}, run_name='__main__')")
+    (tmp_path / "external.toml").write_text(
+        f'[stand_in]\npython = "{sys.executable}"\nrepository = "{tmp_path}"\ncheckpoint = "{runners}/stand_in.toml"\n'
+    )
+    monkeypatch.setattr(external, "RUNNERS", runners)
+
+    class StandIn(external.External):
+        name = "stand_in"
+
+    made = StandIn((), None)  # type: ignore[arg-type]
+    assert made.absent() == ""
+    made.bind(Things())
+    yield made
+    made._runner.stop()
+
+
+def things(method: Any, given: tuple[str, ...], want: tuple[str, ...]) -> dict[str, Any]:
+    cell = Cell("things", given, want)
+    return method.things(cell, "test", torch.arange(3), Draws("render", cell, 0, rows=3))
+
+
+def test_outputs_come_in_the_form_of_real_rows(method: Any, tmp_path: Path) -> None:
+    made = things(method, ("text",), ("image", "audio"))
+    cell = Cell("things", ("text",), ("image", "audio"))
+    seeds = Draws("render", cell, 0, rows=3).integers("seed", 2**31)
+    assert made["image"].shape == (3, 1, 10, 10)
+    torch.testing.assert_close(made["image"][:, 0, 0, 0] * 255, (seeds % 256).float())
+    # 4000 samples of 4000 Hz are a second: 8000 of 8000 Hz, of which real rows have 6000.
+    assert made["audio"].shape == (3, 6000)
+    torch.testing.assert_close(made["audio"][:, 1000:5000].mean(1), torch.full((3,), 0.5), atol=2e-3, rtol=0)
+    assert not list((tmp_path / "cache" / "external" / "stand_in").glob("*/outputs"))
+    facts = method.protocol()
+    assert facts["settings"] == {"steps": 5} and [each["file"] for each in facts["checkpoint"]] == ["stand_in.toml"]
+
+
+def test_what_is_given_reaches_the_model(method: Any) -> None:
+    (first, *_) = things(method, ("audio",), ("text",))["text"]
+    assert first.endswith("heard audio 6000 samples of 8000 Hz")
+    (first, *_) = things(method, ("image",), ("text",))["text"]
+    assert first.endswith("heard image inputs/000000-image.png")
+
+
+def test_short_sounds_are_filled_up_and_pictures_cut_to_their_square() -> None:
+    like = torch.zeros(8)
+    assert external.sound_like((torch.ones(3), 4000), like, 4000).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    wide = torch.zeros(3, 4, 8)
+    wide[:, :, 2:6] = 1
+    assert external.picture_like(wide, torch.zeros(3, 4, 4)).eq(1).all()
+
+
+def test_directions_that_a_model_lacks_are_not_applicable(method: Any) -> None:
+    with pytest.raises(Inapplicable, match="it needs to hear something"):
+        things(method, (), ("text", "image", "audio"))
+    with pytest.raises(
+        Inapplicable, match=r"the stand-in goes text -> image\+audio, audio -> text, image -> text alone"
+    ):
+        things(method, ("text",), ("image",))
+    with pytest.raises(Inapplicable, match="not features"):
+        method.sample({}, ("image",), 1, None)
+    with pytest.raises(Inapplicable, match="the dataset has none"):
+        method.bind(object())
+
+
+def test_a_model_that_is_not_set_up_says_what_lacks(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "external.toml"
+    whole = path.read_text()
+    for text, why in {
+        whole.replace("python =", "pyton ="): r"\[stand_in\] has no key 'pyton': did you mean 'python'",
+        whole.replace("stand_in", "stand_on"): "unknown model 'stand_on'",
+        whole.replace(sys.executable, "/nowhere/python"): "python /nowhere/python does not exist",
+        "": r"no \[stand_in\] in .*docs/external/stand_in.md",
+        "a = ": "external.toml: ",
+    }.items():
+        path.write_text(text)
+        assert len(method.absent().splitlines()) == 1
+        with pytest.raises(UserError, match=why):
+            external.place_of("stand_in")
+    path.unlink()
+    assert "cannot be read" in method.absent()
+    monkeypatch.delenv(external.SETTING)
+    assert "is not on this machine (MUNI_BENCH_EXTERNAL is not set): docs/external/stand_in.md" in method.absent()
+
+
+def test_settings_can_be_changed_and_reach_the_runner(method: Any, tmp_path: Path) -> None:
+    path = tmp_path / "external.toml"
+    path.write_text(path.read_text() + "steps = 9\ndevice = 'cuda:1'\n")
+    place = external.place_of("stand_in")
+    assert place.settings == {"steps": 9} and place.device == "cuda:1"
