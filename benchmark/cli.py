@@ -391,12 +391,23 @@ def page_blocks() -> dict[str, dict[str, str]]:
             "claims table5 cpu": _claims(_reference("cpu"), "cpu", "md", ["table5"]),
             "table6 cpu": _render(_table("table6", "cpu"), _reference("cpu"), "cpu", "md"),
             "claims table2 table6 cpu": _claims(_reference("cpu"), "cpu", "md", ["table2", "table6"]),
+            "table3 cpu": _render(_table("table3", "cpu"), _reference("cpu"), "cpu", "md"),
+            "claims table3 table4 table8 table9 cpu": _claims(
+                _reference("cpu"), "cpu", "md", ["table3", "table4", "table8", "table9"]
+            ),
             "search tuning": _search("tuning", "cpu"),
         },
         "docs/findings.md": {f"search {name}": _search(name, "cpu") for name in ("budget", "long")},
         "docs/polymnist_findings.md": {
             f"search pictures_{name}": _search(f"pictures_{name}", "cpu")
             for name in ("budget", "tuning", "sensitivity")
+        },
+        "docs/spoken_findings.md": {
+            **{
+                f"{name} cpu": _render(_table(name, "cpu"), _reference("cpu"), "cpu", "md")
+                for name in ("table4", "table8", "table9")
+            },
+            "search spoken_tuning": _search("spoken_tuning", "cpu"),
         },
         "docs/image_text_audio.md": {"weights": _weights()},
     }

@@ -8,6 +8,7 @@ whether another value of the searched fields would have served a method better t
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import fcntl
 import io
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import registry, runner
-from benchmark.api import Batch, Cell, UserError, cells
+from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import write_atomic
@@ -48,26 +49,20 @@ COLUMNS = (
 )
 
 
-class OnValidation:
-    """A dataset whose validation split stands where its test split was: nothing below can look at the latter."""
+def on_validation(data: Any) -> Any:
+    """The dataset with its validation split where its test split was: nothing that gets it can look at the latter.
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    Of the same class, so that what is trained once for a dataset, such as its verifier, is not trained for this one.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._data, name)
+    def split_of(split: str) -> str:
+        return "validation" if split == "test" else split
 
-    def count(self, split: str) -> int:
-        return self._data.count("validation" if split == "test" else split)
-
-    def rows(self, split: str, indices: Any) -> Batch:
-        return self._data.rows("validation" if split == "test" else split, indices)
-
-    def split_of(self, cell: Cell) -> str:
-        return "validation"
-
-    def fresh_split(self, cell: Cell) -> str:
-        return "validation"
+    held_out = copy.copy(data)
+    held_out.count = lambda split: data.count(split_of(split))
+    held_out.rows = lambda split, indices: data.rows(split_of(split), indices)
+    held_out.split_of = held_out.fresh_split = lambda cell: "validation"
+    return held_out
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ def _trial(run: runner.Run, search: Search, overrides: str, device: str, report:
     score, seconds = math.inf, ""
     with contextlib.suppress(Diverged):
         method, data, progress = runner.train_only(run, device, report)
-        held_out = OnValidation(data)
+        held_out = on_validation(data)
         for column, task in ERRORS.items():
             if task in run.method_card.tasks:
                 asked, metric = list(_cells(search, task)), search.metrics[column]

@@ -7,7 +7,13 @@ import pytest
 from benchmark import cli, registry, tables
 
 README = (registry.ROOT / "README.md").read_text()
-PAGES = ("README.md", "docs/findings.md", "docs/polymnist_findings.md", "docs/image_text_audio.md")
+PAGES = (
+    "README.md",
+    "docs/findings.md",
+    "docs/polymnist_findings.md",
+    "docs/spoken_findings.md",
+    "docs/image_text_audio.md",
+)
 
 
 def fresh(page: str) -> str:

@@ -200,7 +200,7 @@ def test_a_search_scores_things_of_the_validation_split(tmp_path: Path) -> None:
     run = runner.prepare(job_of("muni", "spoken_digits", "smoke", 7, []), tmp_path, [*search.fixed, *search.points[0]])
     assert not (run.directory / "generated").exists() and run.run_id == line["run_id"]
     data = registry.load("dataset", "spoken_digits")(run.config, "cpu")
-    held_out, rows = tune.OnValidation(data), torch.arange(60)
+    held_out, rows = tune.on_validation(data), torch.arange(60)
     for cell in (Cell("spoken_digits", ("text",), ("image",)), Cell("spoken_digits", ("image",), ("text",))):
         assert held_out.split_of(cell) == held_out.fresh_split(cell) == "validation"
     assert held_out.raw("validation", rows)["text"] != data.raw("test", rows)["text"]

@@ -79,15 +79,15 @@ def test_the_score_is_that_of_the_validation_rows(folder: Path) -> None:
     cell = Cell("gaussian_mixture", (), ("x1", "x2", "x3"))
     scored = {
         name: next(evaluate_cell(method, source, cell, ["shared_mse"], prepared.config, 7, "cpu")).score.value
-        for name, source in {"test": data, "validation": tune.OnValidation(data)}.items()
+        for name, source in {"test": data, "validation": tune.on_validation(data)}.items()
     }
     # Nothing is given, so the rows of the split do not matter to coherence; a conditional cell tells them apart.
     assert scored["test"] == scored["validation"]
     assert float(tune.read_lines(folder / "small.csv")[0]["coherence"]) == pytest.approx(scored["validation"], rel=1e-5)
     rows = torch.arange(5)
-    assert torch.equal(tune.OnValidation(data).rows("test", rows)["x1"], data.rows("validation", rows)["x1"])
-    assert not torch.equal(tune.OnValidation(data).rows("test", rows)["x1"], data.rows("test", rows)["x1"])
-    assert torch.equal(tune.OnValidation(data).rows("train", rows)["x1"], data.rows("train", rows)["x1"])
+    assert torch.equal(tune.on_validation(data).rows("test", rows)["x1"], data.rows("validation", rows)["x1"])
+    assert not torch.equal(tune.on_validation(data).rows("test", rows)["x1"], data.rows("test", rows)["x1"])
+    assert torch.equal(tune.on_validation(data).rows("train", rows)["x1"], data.rows("train", rows)["x1"])
 
 
 def test_a_point_that_diverges_is_a_line_and_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +171,13 @@ def test_unknown_and_broken_searches_are_one_line(folder: Path) -> None:
     (folder / "small.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not the trials of a search"):
         tune.read_lines(folder / "small.csv")
+
+
+def test_held_out_rows_are_of_the_datasets_own_class(folder: Path) -> None:
+    """Or a verifier, which depends on the code of its dataset's class, would be trained for each version of this."""
+    prepared = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 7, []), folder, FIXED)
+    data = registry.load("dataset", "gaussian_mixture")(prepared.config, "cpu")
+    held_out = tune.on_validation(data)
+    assert type(held_out) is type(data)
+    assert held_out.count("test") == data.count("validation") and held_out.count("train") == data.count("train")
+    assert "rows" not in vars(data)  # the dataset itself is as it was
