@@ -225,6 +225,8 @@ def reproduce(
     outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, quiet=True)
     if not plan:
         print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
+        for why in _absent(loaded).values() if not method else ():
+            print(f"without {why}", file=sys.stderr)
         _suggest(loaded, preset, method, _seeds(seed), runs, set_)
     if outcome and outcome.errors:
         raise typer.Exit(1)
@@ -717,11 +719,20 @@ def _table(name: str, preset: str) -> tables.Table:
 
 
 def _present(table: tables.Table) -> list[str]:
-    """The table's rows, but for methods whose file is gone."""
+    """The table's rows, but for methods whose file is gone and references that this machine lacks."""
     gone = [name for name in table.rows if name not in registry.index("method")]
     if gone:
         print(f"bench: {table.id} names {', '.join(gone)}, of which there is no file: left out", file=sys.stderr)
-    return [name for name in table.rows if name not in gone]
+    absent = {*gone, *_absent(table)}
+    return [name for name in table.rows if name not in absent]
+
+
+def _absent(table: tables.Table) -> dict[str, str]:
+    """References of the table that this machine lacks, with a line each on how to get them."""
+    loaded: dict[str, Any] = {
+        name: registry.load("method", name) for name in table.references if name in registry.index("method")
+    }
+    return {name: why for name, method in loaded.items() if (why := method.absent())}
 
 
 def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:

@@ -104,6 +104,8 @@ class Table:
     """A table of the paper: rows, columns and seeds; see results/tables/table5.toml.
 
     `stand_in`: whether the dataset stands in for the one of preset `paper`.
+    `references`: methods that are other people's checkpoints, shown among the measured where they have rows.
+    `imported`: label of each row that has the paper's numbers alone, since nothing public can be run.
     """
 
     id: str
@@ -114,11 +116,18 @@ class Table:
     seeds: Mapping[str, int]
     columns: tuple[Column, ...]
     stand_in: bool = False
+    references: tuple[str, ...] = ()
+    imported: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def competing(self) -> tuple[str, ...]:
+        """Methods, then references."""
+        return self.methods + self.references
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Methods, then the sanity rows."""
-        return self.methods + self.sanity
+        """Those, then the sanity rows."""
+        return self.competing + self.sanity
 
     def only(self, methods: Sequence[str]) -> Table:
         """The table of these rows alone, unlisted methods included; the whole table where `methods` is empty."""
@@ -127,7 +136,10 @@ class Table:
         names = [stem(method) for method in methods]
         listed = [name for name in self.methods if name in names]
         further = [name for name in dict.fromkeys(names) if name not in self.rows]
-        return replace(self, methods=(*listed, *further), sanity=tuple(name for name in self.sanity if name in names))
+        sanity, references = (
+            tuple(name for name in group if name in names) for group in (self.sanity, self.references)
+        )
+        return replace(self, methods=(*listed, *further), sanity=sanity, references=references, imported={})
 
     def jobs(
         self,
@@ -188,6 +200,7 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
             "column": list,
         },
         path.name,
+        {"references": list, "imported": dict},
     )
     for name, count in raw["seeds"].items():
         if name not in PRESETS:
@@ -211,6 +224,8 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
         raw["seeds"],
         columns,
         dataset != dataset_at(raw["dataset"], "paper", path.name),
+        tuple(raw.get("references", ())),
+        raw.get("imported", {}),
     )
 
 
@@ -611,7 +626,13 @@ class _Composer:
         card = self.methods.get(method)  # a method whose file is gone keeps its name and its rows
         listed = card.deviations if card and deviations else ()
         marks = tuple(mark for text in listed for mark in self.note(text))
-        return Row(method, card.label if card else method, marks, method in self.table.sanity, tuple(entries))
+        label = card.label if card else self.table.imported.get(method, method)
+        return Row(method, label, marks, method in self.table.sanity, tuple(entries))
+
+    def measured(self) -> list[str]:
+        """The table's rows, but for references without any number."""
+        done = {method for (method, _), cell in self.cells.items() if cell["status"] != "missing: not run"}
+        return [method for method in self.table.rows if method in done or method not in self.table.references]
 
     def entry(self, method: str, column: Column) -> Entry:
         cell = self.cells[method, column.header]
@@ -628,7 +649,7 @@ class _Composer:
 
     def best(self, column: Column) -> set[str]:
         """The best method and those within one standard error of the difference from it; sanity rows do not compete."""
-        found = {method: self.cells[method, column.header] for method in self.table.methods}
+        found = {method: self.cells[method, column.header] for method in self.table.competing}
         found = {method: cell for method, cell in found.items() if cell["status"] == "ok"}
         if not found or self.better(column) == "neither":
             return set()
@@ -644,7 +665,7 @@ class _Composer:
     def ours(self, title: str, columns: Sequence[Column]) -> Block:
         rows = (
             self.row(method, [self.entry(method, column) for column in columns], deviations=not columns[0].block)
-            for method in self.table.rows
+            for method in self.measured()
         )
         return Block(title, tuple(map(self.header, columns)), tuple(rows))
 
@@ -662,6 +683,9 @@ class _Composer:
                     difference = Entry(f"{gap:+.{column.digits}f}".replace("-", "−"), gap)
                 entries += [ours, printed, difference]
             rows.append(self.row(method, entries, deviations=True))
+        for method in self.table.imported:
+            alone = [(Entry("—"), self.printed(method, column), Entry("—")) for column in columns]
+            rows.append(self.row(method, itertools.chain.from_iterable(alone)))
         return Block("measured beside the paper", headers, tuple(rows), group=3)
 
     def printed(self, method: str, column: Column) -> Entry:
@@ -672,7 +696,7 @@ class _Composer:
         columns = [column for column in columns if column.paper]
         rows = [
             self.row(method, (self.printed(method, column) for column in columns))
-            for method in self.table.methods
+            for method in (*self.table.competing, *self.table.imported)
             if any(method in self.paper[column.header] for column in columns)
         ]
         return Block("the paper's numbers, at its own scale", tuple(map(self.header, columns)), tuple(rows))
@@ -686,7 +710,9 @@ class _Composer:
         }
         columns = [column for column in self.columns if chance.get(column.header, math.nan) > 0]
         rows = []
-        for method in self.table.methods if columns else ():
+        for method in self.measured() if columns else ():
+            if method in self.table.sanity:
+                continue
             values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
             rows.append(self.row(method, (_quantity(value, "{:.2g}") for value in values)))
         return Block("ratio to the chance row", tuple(f"{column.header} ÷" for column in columns), tuple(rows))
@@ -703,7 +729,7 @@ class _Composer:
 
     def cost(self) -> Block:
         rows = []
-        for method in self.table.methods:
+        for method in self.table.competing:
             cells = [self.cells[method, column.header] for column in self.columns]
             versions = ", ".join(dict.fromkeys(cell["method_version"] for cell in cells if cell["method_version"]))
             seconds, parameters = (

@@ -388,6 +388,25 @@ def test_preset_paper_shows_the_difference(table):
     assert "| 0.2265 | +1.7735 |" in text
 
 
+def test_references_are_among_the_measured_where_they_have_rows_and_always_beside_the_papers(table):
+    """A reference without rows takes no line of dashes; an imported row has the paper's numbers alone."""
+    whole = dataclasses.replace(table, methods=("muni",), references=("mvae",), imported={"shala": "ShaLa (imported)"})
+    assert whole.rows == ("muni", "mvae", "real", "chance")
+    for has, frame in {
+        False: measured(dataclasses.replace(whole, references=()), plain),
+        True: measured(whole, plain),
+    }.items():
+        ours, _, papers = page(whole, frame).partition("the paper's numbers, at its own scale")
+        assert ("| MVAE" in ours) is has and "shala" not in ours and "imported" not in ours
+        assert "| MVAE\\_x | 0.2265" in papers and "| ShaLa (imported) | 7.2122" in papers
+        assert "mvae" in [job.method for job in whole.jobs("cpu", MODALITIES)]
+    beside = page(whole, measured(whole, plain, preset="paper", seeds=1), "paper")
+    (line,) = [line for line in beside.splitlines() if line.startswith("| ShaLa (imported)")]
+    assert line.startswith("| ShaLa (imported) | — | 7.2122 | — |")
+    assert whole.only(["muni"]).rows == ("muni",) and not whole.only(["muni"]).imported
+    assert whole.only(["mvae"]).rows == ("mvae",)
+
+
 def test_best_is_bold_with_ties_inside_one_error_and_without_sanity_rows(table):
     def close(method, column, place, seed):
         return {"mvae": 1.005, "shala": 1.2, "muni": 1.0, "real": 0.0, "chance": 8.0}[method] + 0.01 * seed
