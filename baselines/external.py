@@ -1,4 +1,5 @@
-"""Methods that are other people's checkpoints: each runs in a Python of its own, and is asked by files.
+"""Methods that are other people's checkpoints. Most run in a Python of their own, and are asked by files; those that
+packages of ours can load are in baselines/specialists.py.
 
 `baselines/runners/NAME.toml` has what is known of a model: where its code and weights are, what it can generate, its
 sampling settings and prompts. `external.toml` in the folder that MUNI_BENCH_EXTERNAL names says where they are on this
@@ -66,8 +67,8 @@ class External:
     name = ""
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
-        self._data: Any = None
-        self._facts: dict[str, Any] = {}
+        self.data: Any = None
+        self.facts: dict[str, Any] = {}
 
     @classmethod
     def absent(cls) -> str:
@@ -82,45 +83,56 @@ class External:
         """Raises Inapplicable for a dataset without pictures, sounds and sentences, and UserError where `absent`."""
         if not hasattr(data, "raw"):
             raise Inapplicable("it makes pictures, sounds and sentences, and the dataset has none")
-        self._data, self._place = data, place_of(self.name)
-        runner = RUNNERS / f"{self.name}.py"
-        log = cache_folder() / "external" / f"{self.name}.log"
-        self._runner = Runner([str(self._place.python), str(runner)], self._place.repository, log)
+        self.data, self.place = data, place_of(self.name)
 
     def sample(self, given: Any, want: Sequence[str], rows: int, draws: Draws) -> Any:
         raise Inapplicable("it makes pictures, sounds and sentences, not features")
 
     def things(self, cell: Cell, split: str, indices: Tensor, draws: Draws) -> Raw:
         """Raises Inapplicable for a direction that the model does not have, and RuntimeError where items fail."""
-        entry = known(self.name)
-        if why := refusal(entry, cell):
+        if why := refusal(known(self.name), cell):
             raise Inapplicable(why)
-        seeds = draws.integers("seed", 2**31).tolist()
-        real = self._data.raw(split, indices)
-        about: dict[str, Any] = {"model": self.name, "given": cell.given, "want": cell.want}
-        about |= {"checkpoint": str(self._place.checkpoint), "device": self._place.device}
-        about |= {"settings": dict(self._place.settings)}
-        what = [about, self._data.identity, split, indices.tolist(), seeds, str(self._place.repository)]
-        folder = cache_folder() / "external" / self.name / digest(what)
-        answers = answered(
-            folder,
-            {"schema": SCHEMA, **about, "items": list(_items(folder, cell, real, seeds, self._data.sample_rate))},
-            self._runner,
-            (entry["seconds_to_load"], entry["seconds_per_item"]),
-            entry.get("sample_rate", 0),
-        )
-        self._facts = json.loads((folder / ENVIRONMENT).read_text())
-        made = {
-            name: _fitted([answer[name] for answer in answers], real[name], self._data.sample_rate)
-            for name in cell.want
+        seeds, real = draws.integers("seed", 2**31).tolist(), self.data.raw(split, indices)
+        answers = self.answers(cell, real, seeds, [self.data.identity, split, indices.tolist()])
+        return {
+            name: _fitted([answer[name] for answer in answers], real[name], self.data.sample_rate) for name in cell.want
         }
-        shutil.rmtree(folder, ignore_errors=True)  # the run keeps what it takes over
-        return made
+
+    def answers(self, cell: Cell, real: Raw, seeds: Sequence[int], rows: Any) -> list[Answer]:
+        """To each of the real rows, of which the cell gives some modalities. rows: what tells them from others."""
+        raise NotImplementedError
 
     def protocol(self) -> dict[str, Any]:
         """What its numbers depend on: settings, and the revision and checksums of what answered."""
-        answered_by = {name: self._facts.get(name) for name in ("revision", "checkpoint")}
-        return {"model": self.name, "settings": dict(self._place.settings), **answered_by}
+        answered_by = {name: self.facts.get(name) for name in ("revision", "checkpoint")}
+        return {"model": self.name, "settings": dict(self.place.settings), **answered_by}
+
+
+class ByRunner(External):
+    """One that is asked by files: see baselines/runners/serve.py."""
+
+    def bind(self, data: Any) -> None:
+        super().bind(data)
+        log = cache_folder() / "external" / f"{self.name}.log"
+        command = [str(self.place.python), str(RUNNERS / f"{self.name}.py")]
+        self.runner = Runner(command, self.place.repository, log)
+
+    def answers(self, cell: Cell, real: Raw, seeds: Sequence[int], rows: Any) -> list[Answer]:
+        entry = known(self.name)
+        about: dict[str, Any] = {"model": self.name, "given": cell.given, "want": cell.want}
+        about |= {"checkpoint": str(self.place.checkpoint), "device": self.place.device}
+        about |= {"settings": dict(self.place.settings)}
+        folder = cache_folder() / "external" / self.name / digest([about, rows, seeds, str(self.place.repository)])
+        found = answered(
+            folder,
+            {"schema": SCHEMA, **about, "items": list(_items(folder, cell, real, seeds, self.data.sample_rate))},
+            self.runner,
+            (entry["seconds_to_load"], entry["seconds_per_item"]),
+            entry.get("sample_rate", 0),
+        )
+        self.facts = json.loads((folder / ENVIRONMENT).read_text())
+        shutil.rmtree(folder, ignore_errors=True)  # what was made is kept with the run
+        return found
 
 
 def names() -> list[str]:
@@ -147,7 +159,10 @@ def refusal(entry: Mapping[str, Any], cell: Cell) -> str:
 
 
 def place_of(name: str) -> Place:
-    """Where a model is on this machine. Raises UserError, with the guide's name, where it is not, or not whole."""
+    """Where a model is on this machine. Raises UserError, with the guide's name, where it is not, or not whole.
+
+    Of one without a runner, Python and repository are not asked for.
+    """
     entry, guide = known(name), f"docs/external/{name}.md says how to set it up"
     if not os.environ.get(SETTING):
         raise UserError(f"{entry['label']} is not on this machine ({SETTING} is not set): {guide}")
@@ -169,8 +184,8 @@ def place_of(name: str) -> Place:
             raise UserError(f"{path}: [{name}] has no key {key!r}{nearest(key, (*HERE, *settings))}")
         if key not in HERE:
             settings[key] = value
-    found = {}
-    for key in ("python", "repository", "checkpoint"):
+    found = dict.fromkeys(("python", "repository"), Path())
+    for key in ("python", "repository", "checkpoint") if (RUNNERS / f"{name}.py").exists() else ("checkpoint",):
         value = Path(here[name].get(key, "")).expanduser()
         if key not in here[name] or not value.exists():
             raise UserError(f"{entry['label']}: {key} {value} does not exist: set it in [{name}] of {path}; {guide}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import random
@@ -351,11 +352,20 @@ class _MethodSuite:
             _need(field in known, f"overrides: no field {field!r}{nearest(field, known)}")
 
     def check_build(self) -> str:
+        absent = getattr(registry.load("method", self.name), "absent", None)
+        if absent is not None:
+            self.rest = [("makes things in the form of real ones", self.check_things)]
+            if why := absent():
+                self.rest = []
+                raise Skip(why)
         data_card = registry.card("dataset", self.dataset)
         self.data = registry.load("dataset", self.dataset)(_resolved(data_card), "cpu")
         self.cells = {
             task: list(cells_of(registry.stem(self.dataset), data_card.modalities, task)) for task in self.card.tasks
         }
+        if absent is not None and not hasattr(self.data, "raw"):
+            self.rest = []
+            raise Skip("it makes pictures, sounds and sentences: name a dataset of those, --dataset spoken_digits")
         self.method = self.make()
         for call in ("loss", "sample") if self.card.stages else ("sample",):
             _need(callable(getattr(self.method, call, None)), f"the class has no {call}()")
@@ -365,6 +375,27 @@ class _MethodSuite:
             "two builds with one seed have different weights: initialise with torch alone",
         )
         return f"{sum(weight.numel() for weight in self.weights(self.method).values())} weights"
+
+    def check_things(self) -> str:
+        """Of a model that is not trained here: two rows of every direction that it has."""
+        refused, answered = 0, 0
+        for cell in itertools.chain.from_iterable(self.cells.values()):
+            at = split_of(self.data, cell), torch.arange(2)
+            try:
+                made = self.method.things(cell, *at, Draws("conform", cell, rows=2))
+            except Inapplicable as reason:
+                _need(bool(str(reason)), f"it refuses {cell.question} without a reason")
+                refused += 1
+                continue
+            real, answered = self.data.raw(*at), answered + 1
+            _need(set(made) == set(cell.want), f"{cell.question} makes {', '.join(made)}")
+            for name, rows in made.items():
+                _need(len(rows) == 2, f"{cell.question}: {len(rows)} rows of {name}, and two were asked for")
+                if isinstance(rows, Tensor):
+                    _need(rows.shape == real[name].shape, f"{cell.question}: {name} has the shape {tuple(rows.shape)}")
+                    _need(bool(torch.isfinite(rows).all()), f"{cell.question}: {name} is not finite")
+        _need(answered > 0, "it answers nothing")
+        return f"{answered} directions, {refused} refused"
 
     def check_answers(self) -> None:
         rows = 7  # no number that a shape could hide behind

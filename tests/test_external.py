@@ -242,14 +242,14 @@ def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     monkeypatch.setattr(external, "RUNNERS", runners)
 
-    class StandIn(external.External):
+    class StandIn(external.ByRunner):
         name = "stand_in"
 
     made = StandIn((), None)  # type: ignore[arg-type]
     assert made.absent() == ""
     made.bind(Things())
     yield made
-    made._runner.stop()
+    made.runner.stop()
 
 
 def things(method: Any, given: tuple[str, ...], want: tuple[str, ...]) -> dict[str, Any]:
