@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from baselines.runners.serve import ENVIRONMENT, FAULT, REQUEST, RESPONSES, SCHEMA
-from benchmark.api import Cell, Inapplicable, Modality, Raw, UserError, one_line
+from benchmark.api import Cell, Inapplicable, Modality, Raw, Unanswered, UserError, one_line
 from benchmark.config import Config, digest, nearest
 from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws
@@ -89,7 +89,7 @@ class External:
         raise Inapplicable("it makes pictures, sounds and sentences, not features")
 
     def things(self, cell: Cell, split: str, indices: Tensor, draws: Draws) -> Raw:
-        """Raises Inapplicable for a direction that the model does not have, and RuntimeError where items fail."""
+        """Raises Inapplicable for a direction that the model does not have, and Unanswered where items fail."""
         if why := refusal(known(self.name), cell):
             raise Inapplicable(why)
         seeds, real = draws.integers("seed", 2**31).tolist(), self.data.raw(split, indices)
@@ -259,7 +259,7 @@ def answered(
     """The runner's answers to all items of a request, in their order; those that are in the folder are not asked again.
 
     limits: seconds for loading the model, and for an item. sample_rate: that its sounds must have, in Hz; any where 0.
-    An item that fails is not tried again before the next command; the others go on. Raises RuntimeError, naming the
+    An item that fails is not tried again before the next command; the others go on. Raises Unanswered, naming the
     first, where any has failed, and where the runner does not come to its first item.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ def answered(
         found, failed = _answers(folder, request, sample_rate)
     if failed:
         name, why = next(iter(failed.items()))
-        raise RuntimeError(
+        raise Unanswered(
             f"{request['model']}: {len(failed)} of {len(request['items'])} items failed, first {name}: {why}; the same "
             "command tries them again"
         )
@@ -286,7 +286,7 @@ def _wait(folder: Path, request: Mapping[str, Any], runner: Runner, limits: tupl
         if asked and runner.status is not None:
             item = _open(lines)
             if runner.status == FAULT or len(lines) == heard:
-                raise RuntimeError(f"{name} ended before its first item: {runner.last_words()}")
+                raise Unanswered(f"{name} ended before its first item: {runner.last_words()}")
             if item is not None:
                 died[item] += 1
             if item is not None and died[item] == ATTEMPTS:
@@ -302,7 +302,7 @@ def _wait(folder: Path, request: Mapping[str, Any], runner: Runner, limits: tupl
         if now - since > limits[item is not None]:
             runner.stop()
             if item is None:
-                raise RuntimeError(f"{name} was not ready within {limits[0]:g} s: {runner.last_words()}")
+                raise Unanswered(f"{name} was not ready within {limits[0]:g} s: {runner.last_words()}")
             _fail(folder, item, f"no answer within {limits[1]:g} s")
             asked, lines = False, _lines(folder)
         if now - said > SAY_EVERY and (done := len(_ended(lines))) > first:

@@ -32,6 +32,10 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+class Unanswered(RuntimeError):
+    """A cell of which some rows could not be generated now; other cells are not concerned."""
+
+
 @dataclass(frozen=True)
 class Modality:
     """One modality: `x * scale + center` is raw, and networks see `(raw - center) / scale`.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmark import compare, records, registry, tables
 from benchmark.api import UserError
@@ -52,6 +52,7 @@ def findings(runs: Path) -> Iterator[Finding]:
         _plug_ins,
         _extras,
         _java,
+        _external,
         _results,
         lambda: _runs(runs),
         _git,
@@ -193,6 +194,19 @@ def _java() -> Iterator[Finding]:
             "java; blocks the caption metrics, whose tokenizer (pycocoevalcap) is a Java program",
             install_command("spoken-digits"),
         )
+
+
+def _external() -> Iterator[Finding]:
+    """Other people's checkpoints: which are set up here, and what sets up the others."""
+    from baselines import external
+
+    for name in external.names():
+        method: Any = registry.load("method", name)
+        known = external.known(name)
+        if why := method.absent():
+            yield Finding("missing", f"{why}; blocks its rows of Tables 3, 4, 8 and 9", " && ".join(known["setup"]))
+        else:
+            yield Finding("ok", f"{known['label']}: {external.place_of(name).checkpoint}")
 
 
 def _results() -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmark import registry
-from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score, one_line
+from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score, Unanswered, one_line
 from benchmark.config import Config
 from benchmark.runtime import Draws
 from benchmark.samples import Samples
@@ -73,7 +73,7 @@ def evaluate_cell(
         for name, value in [(name, method.known(metric, cell)) for name, metric in metrics.items()]:
             if value is not None:
                 del metrics[name]
-                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data))
+                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data, method))
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
@@ -90,24 +90,27 @@ def evaluate_cell(
             else:
                 keep(method, data, cell, config, seed, device, start + count, kept)
                 samples = [kept.read(start, count, cell.want, device)]
-        except Inapplicable as reason:
-            yield from (Result(cell, name, None, str(reason), None) for name in metrics)
+        except (Inapplicable, Unanswered) as reason:
+            failed = "error: " if isinstance(reason, Unanswered) else ""
+            yield from (Result(cell, name, None, f"{failed}{one_line(reason)}", None) for name in metrics)
             return
         for metric in metrics.values():
             metric.update(real, _stack(samples[: getattr(metric, "draws_per_row", 1)]))
     per_thousand = 1000 * (spent if kept is None else kept.seconds) / (rows * repeats)
     for name, metric in metrics.items():
         try:
-            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
+            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data, method))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
         except RuntimeError as error:  # something that one metric needs is not here; the others go on
             yield Result(cell, name, None, f"error: {one_line(error)}", per_thousand)
 
 
-def _protocol(name: str, data: Any) -> Any:
+def _protocol(name: str, data: Any, method: Any) -> Any:
+    """What a score depends on besides the configuration, as the metric and a method that is not trained here say."""
     metric: Any = registry.load("metric", name)
-    return metric.protocol(data) if hasattr(metric, "protocol") else None
+    found = metric.protocol(data) if hasattr(metric, "protocol") else None
+    return [found, method.protocol()] if hasattr(method, "protocol") else found
 
 
 def keep(method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, rows: int, kept: Samples) -> None:
