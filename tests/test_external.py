@@ -178,25 +178,39 @@ def test_two_commands_at_once_ask_once(tmp_path: Path, runner: Runner) -> None:
     assert ids(tmp_path / "a", "ok") == ITEMS
 
 
-def test_a_command_that_is_killed_goes_on(tmp_path: Path, runner: Runner) -> None:
-    """The whole process group of a command dies at an item; another command finishes what it began."""
+def kill_at(item: str, folder: Path, settings: str) -> None:
+    """Ask in another process, and kill it, and not its runner, when that is at an item."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.test_external import *\n"
         "folder = Path(sys.argv[2])\n"
         "runner = Runner([sys.executable, str(STAND_IN)], folder, folder / 'log')\n"
-        "ask(folder / 'a', runner, request(fault='hang', at=ITEMS[3], times=1), item=60)\n"
+        f"ask(folder / 'a', runner, request({settings}), item=60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(STAND_IN.parents[2]), str(tmp_path)], start_new_session=True
+        [sys.executable, "-c", code, str(STAND_IN.parents[2]), str(folder)], start_new_session=True
     )
-    path = tmp_path / "a" / "responses.jsonl"
+    path = folder / "a" / "responses.jsonl"
     deadline = time.monotonic() + 60
-    while not (path.exists() and ITEMS[3] in ids(tmp_path / "a", "started")):
+    while not (path.exists() and item in ids(folder / "a", "started")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_runner_that_nobody_waits_for_ends_after_its_item(tmp_path: Path) -> None:
+    kill_at(ITEMS[1], tmp_path, "fault='slow'")
+    deadline = time.monotonic() + 30
+    while b"nobody waits" not in (tmp_path / "log").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ids(tmp_path / "a", "ok")[:2] == ITEMS[:2] and ITEMS[4] not in ids(tmp_path / "a", "started")
+
+
+def test_a_command_that_is_killed_goes_on(tmp_path: Path, runner: Runner) -> None:
+    """Another command finishes what it began."""
+    kill_at(ITEMS[3], tmp_path, "fault='hang', at=ITEMS[3], times=1")
     assert texts(ask(tmp_path / "a", runner, request(fault="hang", at=ITEMS[3], times=1))) == EXPECTED
     assert ids(tmp_path / "a", "ok") == ITEMS
 

@@ -53,7 +53,7 @@ def serve(load):
 
     A model that is loaded serves the next request, too, where that asks for the same one.
     """
-    model, facts, loaded = None, {}, None
+    model, facts, loaded, suite = None, {}, None, os.getppid()
     for line in sys.stdin:
         folder = os.path.abspath(line.strip())
         with open(os.path.join(folder, REQUEST), encoding="utf-8") as file:
@@ -69,6 +69,8 @@ def serve(load):
         if items:
             _replace(os.path.join(folder, ENVIRONMENT), facts)
         for item in items:
+            if os.getppid() != suite:  # it was killed, and another command may be asking another process by now
+                sys.exit("nobody waits for the answers any more")
             _append(folder, {"id": item["id"], "status": "started"})
             _append(folder, _answer(model, request, item, folder))
 

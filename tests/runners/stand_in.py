@@ -58,6 +58,8 @@ class StandIn(serve.Model):
             raise RuntimeError("CUDA out\nof memory")
         if fault == "hang":
             time.sleep(30)
+        if self.settings.get("fault") == "slow":
+            time.sleep(0.5)
         if fault == "cut line":
             with open(os.path.join(folder, serve.RESPONSES), "ab") as file:
                 file.write(b'{"id": "%s", "sta' % item["id"].encode())
