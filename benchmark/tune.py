@@ -198,14 +198,15 @@ def _error(method: Any, data: Any, cell: Cell, metric: str, run: runner.Run, dev
 
 def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> str:
     """Markdown of a preset's trials: of one field, or of changes, the errors along them, with the seconds of training;
-    of a grid of several fields, the score of the shared recipe beside each method's own best."""
-    lines = [line for line in lines if line["preset"] == preset]
+    of a grid of several fields, the score of the shared recipe beside each method's own best. Trials of other points
+    than the search's are left out, so that every method is shown with the same ones."""
+    points = [" ".join(point) for point in search.points]
+    lines = [line for line in lines if line["preset"] == preset and line["overrides"] in points]
     if not lines:
         return f"No trials of preset {preset} yet: bench tune {search.path.stem} --preset {preset}\n"
     by_method: dict[str, Trials] = {}
     for line in lines:
         by_method.setdefault(line["method"], {})[line["overrides"]] = line
-    points = [" ".join(point) for point in search.points]
     if len(search.fields) <= 1:
         values = [point.partition("=")[2] if search.fields else point or "nothing" for point in points]
         header = [*(search.fields or ("changed",)), *values]

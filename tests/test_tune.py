@@ -117,6 +117,7 @@ def test_the_best_stands_beside_the_shared_recipe(name: str) -> None:
     assert (recipe,) in {(" ".join(point),) for point in search.points}  # the grid holds what the tables show
     other = next(" ".join(point) for point in search.points if " ".join(point) != recipe)
     lines = [line("muni", recipe, 0.5), line("muni", other, 0.6), line("mvae", recipe, 0.5), line("mvae", other, 0.25)]
+    lines.append(line("muni", "learning_rate=9 encoder_grad_scale=9", 0.1))  # no point of the search
     shown = tune.render(search, lines, "cpu")
     assert "| MUNI | 0.5 | 0.5 | the shared recipe | 1.00 |" in shown
     assert f"| MVAE | 0.5 | 0.25 | {other} | 0.50 |" in shown
