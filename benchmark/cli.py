@@ -412,6 +412,7 @@ def page_blocks() -> dict[str, dict[str, str]]:
             "search spoken_tuning": _search("spoken_tuning", "cpu"),
         },
         "docs/image_text_audio.md": {"weights": _weights()},
+        "docs/external/README.md": {"models": _external_models()},
     }
 
 
@@ -425,6 +426,20 @@ def _weights() -> str:
     ]
     total = sum(each["gigabytes"] for each in entries)
     return "\n".join(["| use | default | licence | GB |", "|---|---|---|---:|", *rows, f"| all | | | {total:.1f} |"])
+
+
+def _external_models() -> str:
+    """Markdown of what the external models can generate."""
+    folder = registry.ROOT / "baselines" / "runners"
+    rows = []
+    for path in sorted(folder.glob("*.toml")):
+        known = tables.read_toml(path)
+        refused = known.get("refused", {})
+        tasks = [task for task in TASKS if task not in refused]
+        does = ", ".join(known.get("directions", [task.replace("_", " ") for task in tasks]))
+        reasons = "; ".join(f"{task.replace('_', ' ')}: {why}" for task, why in refused.items())
+        rows.append(f"| [{known['label']}]({path.stem}.md) | {does} | {reasons} | {known['gigabytes']} |")
+    return "\n".join(["| model | makes | and not | GB |", "|---|---|---|---:|", *rows])
 
 
 def _search(name: str, preset: str) -> str:

@@ -13,6 +13,7 @@ PAGES = (
     "docs/polymnist_findings.md",
     "docs/spoken_findings.md",
     "docs/image_text_audio.md",
+    "docs/external/README.md",
 )
 
 
