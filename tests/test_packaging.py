@@ -146,6 +146,7 @@ def test_the_whole_core_imports_none_of_the_extras() -> None:
         for package in ("benchmark", "models", "baselines", "data_prep")
         for path in sorted((ROOT / package).rglob("*.py"))
         if path.stem not in {"__init__", "__main__"}
+        and (path.parent.name != "runners" or path.stem == "serve")  # other Pythons run them
     ]
     code = "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules)
     assert loaded_by(code, HEAVY) == set()

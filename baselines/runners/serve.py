@@ -44,7 +44,7 @@ class Model:
     unexpected = ()
 
     def answer(self, item, folder):
-        """{modality: text, PIL image, or (samples, rate)} for an item whose input files lie below `folder`."""
+        """{modality: text, PIL image, or (samples, rate)} of what item["want"] lists; its inputs lie below `folder`."""
         raise NotImplementedError
 
 
@@ -96,7 +96,8 @@ def _loaded(load, request, folder):
 def _answer(model, request, item, folder):
     before = time.time()
     try:
-        outputs = _written(model.answer(item, folder), request["want"], item["id"], folder)
+        asked = dict(item, want=request["want"])
+        outputs = _written(model.answer(asked, folder), request["want"], item["id"], folder)
     except Exception as error:
         traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())
