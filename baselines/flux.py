@@ -1,6 +1,6 @@
 """FLUX.1-dev: pictures of captions, a reference row of Tables 8 and 9.
 
-    bench run --method flux --dataset image_text_audio --task one_to_one --preset paper
+bench run --method flux --dataset image_text_audio --task one_to_one --preset paper
 """
 
 from __future__ import annotations

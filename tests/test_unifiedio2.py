@@ -1,0 +1,418 @@
+"""Unified-IO 2: its own code on a tiny checkpoint with random weights, in its four directions, and faults of both.
+
+The drive needs its repository and a Python for it: MUNI_BENCH_REPOSITORIES names a folder with unifiedio2/repository, a
+work tree, and unifiedio2/python, an executable. What the runner asks of the package, a stand-in of that shows anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines import external, unifiedio2
+from baselines.external import Runner, answered
+from benchmark.api import TASKS, Cell, Inapplicable, cells
+from benchmark.runtime import Draws
+from benchmark.samples import write_png, write_wav
+
+RUNNER = external.RUNNERS / "unifiedio2.py"
+TINY = Path(__file__).parent / "runners" / "unifiedio2_tiny.py"
+MODALITIES = ("text", "image", "audio")
+DIRECTIONS = [
+    Cell("things", (given,), (want,))
+    for given, want in (("text", "image"), ("image", "text"), ("text", "audio"), ("audio", "text"))
+]
+RATE = 16000
+REPOSITORIES = os.environ.get("MUNI_BENCH_REPOSITORIES", "")
+PLACE = Path(REPOSITORIES).expanduser() / "unifiedio2"
+PRESENT = bool(REPOSITORIES) and all((PLACE / name).exists() for name in ("repository", "python"))
+driven = pytest.mark.skipif(
+    not PRESENT,
+    reason="needs Unified-IO 2: MUNI_BENCH_REPOSITORIES names no folder with unifiedio2/{repository,python}",
+)
+
+
+def python() -> str:
+    """The executable. A link to that of a virtual environment is followed once: further, it is none of that."""
+    path = PLACE / "python"
+    return str(path.parent / path.readlink()) if path.is_symlink() else str(path)
+
+
+class Things:
+    """Two rows of pictures, sentences, and sounds of ten seconds."""
+
+    identity, sample_rate = "things", RATE
+
+    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
+        rows = len(indices)
+        time = torch.arange(10 * self.sample_rate) / self.sample_rate
+        return {
+            "text": ["a dog barks", "rain on a roof"][:rows],
+            "image": torch.rand(rows, 3, 40, 40, generator=torch.Generator().manual_seed(0)),
+            "audio": torch.stack([torch.sin(300 * (row + 1) * time) / 2 for row in range(rows)]),
+        }
+
+
+def ask(
+    folder: Path, runner: Runner, cell: Cell, checkpoint: Path, seeds: tuple[int, ...] = (7,), **settings: Any
+) -> list[Any]:
+    """Answers to the first row of Things, with each of the seeds."""
+    raw = Things().raw("test", torch.arange(1))
+    (folder / "inputs").mkdir(parents=True, exist_ok=True)
+    write_png(folder / "inputs" / "image.png", raw["image"][0])
+    write_wav(folder / "inputs" / "audio.wav", raw["audio"][0], RATE)
+    inputs = {"text": raw["text"][0], "image": "inputs/image.png", "audio": "inputs/audio.wav"}
+    (given,), (want,) = cell.given, cell.want
+    items = [{"id": f"{row:06d}", "seed": seed, "inputs": {given: inputs[given]}} for row, seed in enumerate(seeds)]
+    about = {"schema": 1, "model": "unifiedio2", "given": [given], "want": [want], "items": items, "device": "cpu"}
+    settings = {**external.known("unifiedio2")["settings"], **settings}
+    request = {**about, "checkpoint": str(checkpoint), "settings": settings}
+    return [each[want] for each in answered(folder, request, runner, (600, 600), RATE, say=lambda line: None)]
+
+
+def at(folder: Path, monkeypatch: pytest.MonkeyPatch, python: str, repository: Path, checkpoint: Path) -> Any:
+    """The method, set up by an external.toml below the folder, and bound to Things."""
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(folder / "cache"))
+    monkeypatch.setenv(external.SETTING, str(folder))
+    (folder / "external.toml").write_text(
+        f'[unifiedio2]\npython = "{python}"\nrepository = "{repository}"\ncheckpoint = "{checkpoint}"\ndevice = "cpu"\n'
+    )
+    method = unifiedio2.METHOD((), None)  # type: ignore[arg-type]
+    method.bind(Things())
+    return method
+
+
+def things(method: Any, cell: Cell) -> dict[str, Any]:
+    return method.things(cell, "test", torch.arange(2), Draws("render", cell, 0, rows=2))
+
+
+# ------------------------------------------------------------------------------------ without the repository
+
+
+def test_what_is_known_of_it_is_what_the_suite_needs() -> None:
+    entry = external.known("unifiedio2")
+    assert unifiedio2.METHOD.name == "unifiedio2" and unifiedio2.CARD.label == entry["label"]
+    for name in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
+        assert entry[name], name
+    assert len(entry["revision"]) == 40 and any(entry["revision"] in line for line in entry["setup"])
+    assert entry["gigabytes"] > 0 and entry["sample_rate"] == RATE
+    assert entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
+    assert set(entry["settings"]).isdisjoint(external.HERE)
+    guide = (external.RUNNERS.parents[1] / "docs" / "external" / "unifiedio2.md").read_text()
+    for line in entry["setup"]:
+        assert line in guide
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_goes_between_captions_and_the_other_two(task: str) -> None:
+    known = [(cell.given, cell.want) for cell in DIRECTIONS]
+    for cell in cells("things", MODALITIES, task):
+        why = external.refusal(external.known("unifiedio2"), cell)
+        assert (why == "") == ((cell.given, cell.want) in known)
+        assert not why or why.startswith("UnifiedIO2-L goes text -> image, image -> text, text -> audio, audio -> text")
+
+
+def test_refused_directions_are_not_applicable_and_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = at(tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    for given, want in ((("image",), ("audio",)), (("text", "image"), ("audio",)), ((), MODALITIES)):
+        with pytest.raises(Inapplicable, match=r"UnifiedIO2-L goes .* alone"):
+            things(method, Cell("things", given, want))
+    assert method.runner.status == 0
+
+
+def test_the_runner_is_old_python_and_knows_nothing_of_the_suite() -> None:
+    tree = ast.parse(RUNNER.read_text(), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name.split(".")[0] for name in imported} & {"benchmark", "baselines", "models", "data_prep", "tests"}
+    ast.parse(TINY.read_text(), feature_version=(3, 8))
+
+
+# ------------------------------------------------------------------------------------ what it asks of the package
+
+STAND_IN = {
+    "tensorflow.py": """
+class config:
+    set_visible_devices = staticmethod(lambda devices, kind: note("hidden", devices=devices, kind=kind))
+class random:
+    set_seed = staticmethod(lambda seed: None)
+""",
+    "transformers.py": "__version__ = '4.37.2'",
+    "uio2/__init__.py": "",
+    "uio2/config.py": """
+import dataclasses
+from dataclasses import dataclass
+@dataclass
+class Part:
+    size: int = 2
+@dataclass
+class Config:
+    part: Part = Part()
+""",
+    "uio2/audio_utils.py": "def get_audio_length(path):\n    raise OSError('no ffprobe')",
+    "uio2/model.py": """
+import torch
+from uio2.config import Config
+class UnifiedIOModel(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        note("model", config=config)
+        self.one, self.two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+""",
+    "uio2/preprocessing.py": """
+class Tokenizer:
+    load_model = staticmethod(lambda: note("tokenizer"))
+class UnifiedIOPreprocessor:
+    tokenizer = Tokenizer
+    @classmethod
+    def from_pretrained(cls, folder, tokenizer):
+        note("preprocessor", folder=folder, tokenizer=tokenizer)
+        return cls
+""",
+    "uio2/prompt.py": """
+class Prompt:
+    def __init__(self, single_prompt=False):
+        self.single_prompt = single_prompt
+""",
+    "uio2/runner.py": """
+import numpy, torch
+from uio2 import audio_utils
+class HifiganGenerator(torch.nn.Linear):
+    def __init__(self, sizes):
+        super().__init__(sizes.wide, 1)
+    def remove_weight_norm(self):
+        note("vocoder", training=self.training)
+class Converter:
+    hifigan = None
+class TaskRunner:
+    def __init__(self, model, preprocessor, prompts):
+        self.single, self.spectogram_converter = prompts.single_prompt, Converter()
+        note("tasks", training=model.training)
+        self.cut = 0
+    def told(self, name, **options):
+        drawn = [int(numpy.random.randint(1000)), int(torch.randint(1000, ()))]
+        note(name, drawn=drawn, single=self.single, **options)
+        assert self.spectogram_converter.hifigan is not None
+    def image_captioning(self, image):
+        self.told("image_captioning", image=image)
+        return "a\\ncaption"
+    def audio_captioning(self, audio):
+        self.told("audio_captioning", audio=audio, seconds=audio_utils.get_audio_length(audio))
+        return "a sound"
+    def image_generation(self, text, guidance_scale, top_p):
+        self.told("image_generation", text=text, guidance_scale=guidance_scale, top_p=top_p)
+        self.cut += 1
+        if self.cut < 3:
+            raise ValueError("Did not generate a full image")
+        from PIL import Image
+        return Image.new("RGB", (256, 256), (255, 0, 0))
+    def audio_generation(self, text, guidance_scale, top_p):
+        self.told("audio_generation", text=text, guidance_scale=guidance_scale, top_p=top_p)
+        if guidance_scale == 99:
+            raise ValueError("Did not generate a full spectogram")
+        return numpy.full(65536, 0.5, dtype=numpy.float32)
+""",
+}
+NOTE = """
+import builtins, json
+def note(name, **options):
+    with open("calls", "a") as file:
+        file.write(json.dumps({"call": name, **options}) + "\\n")
+builtins.note = note
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A repository of the public entry points that the runner knows, which note down how they are called."""
+    pytest.importorskip("PIL", reason="pictures of the stand-in need pillow")
+    place = tmp_path / "repository"
+    for name, code in STAND_IN.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(NOTE + code if name == "tensorflow.py" else code)
+    vocoder = place / "uio2" / "hifigan" / "checkpoints"
+    vocoder.mkdir(parents=True)
+    (vocoder / "config.json").write_text('{"wide": 3}')
+    torch.save({"generator": torch.nn.Linear(3, 1).state_dict()}, vocoder / "g_00930000")
+    checkpoint = tmp_path / "checkpoint"
+    for name in ("model", "preprocessor"):
+        (checkpoint / name).mkdir(parents=True)
+    (checkpoint / "model" / "config.json").write_text('{"size": 1}')
+    (checkpoint / "preprocessor" / "preprocessor_config.json").write_text("{}")
+    (checkpoint / "tokenizer.model").touch()
+    state = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("one", "two")}).state_dict()
+    torch.save(state, checkpoint / "model" / "pytorch_model.bin")
+    return place
+
+
+def on(stand_in: Path) -> Runner:
+    return Runner([sys.executable, str(RUNNER)], stand_in, stand_in / "log")
+
+
+def calls(stand_in: Path, *names: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (stand_in / "calls").read_text().splitlines()]
+    return [{key: value for key, value in call.items() if key != "call"} for call in found if call["call"] in names]
+
+
+def test_what_the_runner_asks_of_the_package(tmp_path: Path, stand_in: Path) -> None:
+    checkpoint, runner = tmp_path / "checkpoint", on(stand_in)
+    to_image, of_image, to_audio, of_audio = DIRECTIONS
+    assert ask(tmp_path / "a", runner, of_image, checkpoint, seeds=(5, 6, 5)) == ["a caption"] * 3
+    assert calls(stand_in, "hidden") == [{"devices": [], "kind": "GPU"}]
+    started = [{"config": {"size": 1}}, {"training": False}, {"training": False}]
+    assert calls(stand_in, "model", "tasks", "vocoder") == started
+    assert calls(stand_in, "preprocessor", "tokenizer") == [
+        {"folder": str(checkpoint / "preprocessor"), "tokenizer": str(checkpoint / "tokenizer.model")},
+        {},
+    ]
+    first, second, third = calls(stand_in, "image_captioning")
+    assert first == third and first["drawn"] != second["drawn"]  # prompts and tokens are the seed's
+    assert first["image"] == str(tmp_path / "a" / "inputs" / "image.png") and not first["single"]
+    # The length of a sound is read where ffprobe is not.
+    assert ask(tmp_path / "b", runner, of_audio, checkpoint) == ["a sound"]
+    assert calls(stand_in, "audio_captioning")[0]["seconds"] == 10
+    ((sound, rate),) = ask(tmp_path / "c", runner, to_audio, checkpoint)
+    assert rate == RATE and len(sound) == 65536 and calls(stand_in, "audio_generation")[0]["guidance_scale"] == 0
+    # A picture that ends too early is drawn again, with the next seeds.
+    (picture,) = ask(tmp_path / "d", runner, to_image, checkpoint, seeds=(4,))
+    assert picture.shape == (3, 256, 256) and picture[0].eq(1).all() and picture[1:].eq(0).all()
+    drawn = calls(stand_in, "image_generation")
+    assert [call["text"] for call in drawn] == ["a dog barks"] * 3 and drawn[0]["guidance_scale"] == 10
+    assert drawn[0]["drawn"] != drawn[1]["drawn"] == first["drawn"] and drawn[0]["top_p"] == 0.9
+    assert len(calls(stand_in, "model")) == 1
+    # Other settings load it anew; one that always ends too early is an item that fails.
+    with pytest.raises(RuntimeError, match="ValueError: Did not generate a full spectogram"):
+        ask(tmp_path / "e", runner, to_audio, checkpoint, guidance_audio=99, prompts="first")
+    assert [call["single"] for call in calls(stand_in, "audio_generation")] == [False, *[True] * 4]
+    runner.stop()
+
+
+def test_what_is_not_as_it_should_be_is_refused(tmp_path: Path, stand_in: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+
+    def refused(why: str, **settings: Any) -> None:
+        with pytest.raises(RuntimeError, match=f"unusable: {why}"):
+            ask(tmp_path / "request", on(stand_in), DIRECTIONS[0], checkpoint, **settings)
+
+    weights = checkpoint / "model" / "pytorch_model.bin"
+    whole = torch.load(weights, weights_only=True)
+    torch.save({key: value for key, value in whole.items() if key != "two.bias"}, weights)
+    refused("a partial load: 1 keys missing, 0 unexpected, such as two.bias")
+    torch.save({**whole, "three": torch.zeros(1)}, weights)
+    refused("a partial load: 0 keys missing, 1 unexpected, such as three")
+    torch.save({**whole, "two.bias": torch.zeros(5)}, weights)
+    refused(".*/checkpoint cannot be loaded .*size mismatch for two.bias")
+    torch.save(whole, weights)
+    torch.save({"generator": {}}, stand_in / "uio2" / "hifigan" / "checkpoints" / "g_00930000")
+    refused(".*/checkpoint cannot be loaded .*Missing key")
+    (stand_in / "transformers.py").write_text("__version__ = '4.38.2'")
+    refused(r".*code does not import \(transformers 4.38.2, and it runs with 4.36 and 4.37\)")
+    refused("prompts is 'all': it is one of random, first", prompts="all")
+    weights.unlink()
+    refused(".*/checkpoint/model has neither model.safetensors nor pytorch_model.bin: docs/external/unifiedio2.md")
+    (checkpoint / "tokenizer.model").unlink()
+    refused(".*/checkpoint has no tokenizer.model")
+    (stand_in / "uio2" / "hifigan" / "checkpoints" / "g_00930000").unlink()
+    refused(r".*/repository is not Unified-IO 2's repository \(it has no uio2/hifigan/checkpoints/g_00930000\)")
+
+
+# --------------------------------------------------------------------------------------------- with it
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, into which a vocoder of random weights is written where the published one lies."""
+    folder = tmp_path_factory.mktemp("unifiedio2") / "repository"
+    shutil.copytree(PLACE / "repository" / "uio2", folder / "uio2")
+    command = [python(), str(TINY), str(folder.parent / "checkpoint")]
+    subprocess.run(command, cwd=folder, check=True, timeout=900, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repository: Path) -> Path:
+    return repository.parent / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def runner(repository: Path) -> Iterator[Runner]:
+    made = Runner([python(), str(RUNNER)], repository, repository.parent / "log")
+    yield made
+    made.stop()
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple):
+        return torch.equal(one[0], other[0])
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+@driven
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", DIRECTIONS, ids=str)
+def test_every_direction_from_raw_inputs_to_outputs_by_its_seed_alone(
+    cell: Cell, tmp_path: Path, runner: Runner, checkpoint: Path
+) -> None:
+    made, other, again = ask(tmp_path, runner, cell, checkpoint, seeds=(7, 8, 7))
+    if cell.want == ("image",):
+        assert made.shape == (3, 256, 256) and 0 <= made.min() < made.max() <= 1
+    elif cell.want == ("audio",):
+        samples, rate = made
+        assert rate == RATE and samples.shape == (65536,) and samples.abs().max() > 0
+    else:
+        assert made and "<s>" not in made
+    assert same(made, again)
+    assert not same(made, other) or cell.want == ("text",)  # the likeliest words of random weights may agree
+
+
+@driven
+@pytest.mark.slow
+def test_the_method_answers_in_the_form_of_its_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path, checkpoint: Path
+) -> None:
+    method = at(tmp_path, monkeypatch, python(), repository, checkpoint)
+    try:
+        texts = things(method, Cell("things", ("audio",), ("text",)))["text"]
+        sounds = things(method, Cell("things", ("text",), ("audio",)))["audio"]
+    finally:
+        method.runner.stop()
+    assert len(texts) == 2 and all(texts)
+    assert (
+        sounds.shape == (2, 10 * RATE) and sounds[:, :65536].abs().amax(1).min() > 0 and sounds[:, 65536:].eq(0).all()
+    )
+    facts = method.protocol()
+    assert facts["settings"] == external.known("unifiedio2")["settings"]
+    files = ["model/config.json", "model/model.safetensors", "preprocessor/preprocessor_config.json", "tokenizer.model"]
+    assert [each["file"] for each in facts["checkpoint"]] == files
+
+
+@driven
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, runner: Runner, checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    damaged = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, damaged)
+    weights = damaged / "model" / "model.safetensors"
+    state = load_file(weights)
+    del state["decoder.layers_1.self_attention.query.weight"]
+    save_file(state, weights)
+    why = "1 keys missing, 0 unexpected, such as decoder.layers_1.self_attention.query.weight"
+    with pytest.raises(RuntimeError, match=f"unusable: a partial load: {why}"):
+        ask(tmp_path / "a", runner, DIRECTIONS[0], damaged)
+    (damaged / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(RuntimeError, match=r"unusable: .*/checkpoint cannot be loaded"):
+        ask(tmp_path / "b", runner, DIRECTIONS[0], damaged)
