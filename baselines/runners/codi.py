@@ -6,10 +6,8 @@ docs/external/codi.md for the set-up. The checkpoint is a folder of the four pub
 that checksums cover all that answers and nothing is fetched.
 """
 
-import inspect
 import json
 import os
-import pickle
 import random
 import sys
 
@@ -173,13 +171,12 @@ def constants(net):
 
 
 def tensors(path):
-    """The tensors of a file, by key. Nothing else in it is ever made, where torch can tell (from 1.13 on)."""
+    """The tensors of a file, by key. Nothing else in it is ever made: torch can tell from 1.13 on."""
     import torch
 
-    options = {"weights_only": True} if "weights_only" in inspect.signature(torch.load).parameters else {}
     try:
-        found = torch.load(path, map_location="cpu", **options)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged in any way, or of anything else than tensors
         raise serve.Unusable(f"{path} is not a whole file of tensors: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise serve.Unusable(f"{path} is not a table of tensors by key")

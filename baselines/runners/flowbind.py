@@ -230,7 +230,9 @@ def _flows(utils, checkpoint, device):
     with _named(f"config.json and model.pth of {checkpoint} cannot be read"):
         with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
-        states = torch.load(os.path.join(checkpoint, "model.pth"), map_location="cpu")["model_state_dict"]
+        states = torch.load(os.path.join(checkpoint, "model.pth"), map_location="cpu", weights_only=True)[
+            "model_state_dict"
+        ]
     with _named(f"the flows cannot be built from config.json of {checkpoint}"):
         made = utils.init_mlpflow(config, None, text=True, image=True, audio=True, device=device)
     flows, missing, unexpected = dict(zip(MODALITIES, made)), [], []  # noqa: B905 (strict is of Python 3.10)

@@ -11,7 +11,6 @@ import importlib.machinery
 import json
 import os
 import pathlib
-import pickle
 import random
 import re
 import sys
@@ -125,7 +124,9 @@ def load(request):
     try:
         with _bridged_loading([pipelines, sounds], checkpoint, report):
             pipeline, vocoder = _loaded(pipelines, checkpoint, request["device"], settings, report)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except serve.Unusable:
+        raise
+    except Exception as error:  # damaged in any way, or of other models
         why = " ".join(str(error).split())
         raise serve.Unusable(f"{checkpoint} cannot be loaded ({why}): {GUIDE}") from error
     return OmniFlow(pipeline, vocoder, settings, report)
