@@ -31,9 +31,9 @@ smoke: $(VENV)/.core ## the whole of table5 in its smallest form, run afresh and
 	OMP_NUM_THREADS=1 $(BIN)/bench reproduce table5 --preset smoke --seed 0 --runs $(RUNS)
 	OMP_NUM_THREADS=1 $(BIN)/bench check --preset smoke --runs $(RUNS) --tolerance 1e-3
 
-smoke-%: $(VENV)/.dev ## the same of another table: make smoke-table6
+smoke-%: $(VENV)/.dev ## the same of another dataset's tables: make smoke-table6, make smoke-table3+table4
 	rm -rf $(RUNS)-$*
-	OMP_NUM_THREADS=1 $(BIN)/bench reproduce $* --preset smoke --seed 0 --runs $(RUNS)-$*
+	for table in $(subst +, ,$*); do OMP_NUM_THREADS=1 $(BIN)/bench reproduce $$table --preset smoke --seed 0 --runs $(RUNS)-$* || exit; done
 	OMP_NUM_THREADS=1 $(BIN)/bench check --preset smoke --runs $(RUNS)-$* --tolerance 1e-3
 
 readme: $(VENV)/.core ## write the README's tables anew from results/

@@ -76,7 +76,8 @@ def load(request):
     module = built(os.path.join(os.path.abspath(checkpoint), CLIP))
     missing, unexpected = filled(module.net, checkpoint, tuple(settings["surplus"]))
     keep_levels(module.net.clip)
-    return CoDi(module.to(device).eval(), settings, missing, unexpected)
+    hear_once(module.to(device).eval())
+    return CoDi(module, settings, missing, unexpected)
 
 
 def check(settings, checkpoint):
@@ -213,6 +214,17 @@ def levels_are_kept(clip):
         if abs(numpy.asarray(channel) * deviation + mean - 0.4).max() > 0.01:
             return False
     return True
+
+
+def hear_once(module):
+    """Have the repository make what it makes at the first sound, for which it draws random numbers.
+
+    Left to the first item that gives a sound, that would be answered otherwise than were it a later one.
+    """
+    import torch
+
+    with torch.no_grad():
+        module.net.clap_encode_audio(torch.zeros(1, 1, RATE))
 
 
 def seed_all(seed):
