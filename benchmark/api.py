@@ -72,6 +72,8 @@ class MethodCard:
     `needs_full_rows`: trains only on rows in which every modality was observed.
     `overrides`: config fields in which the method differs from the shared recipe.
     `deviations`: differences from the method's own paper, printed under every table.
+    `variants`: switches of the method, by name: class attributes and their values. `NAME:SWITCH`, or `NAME:ONE+OTHER`,
+    is the method with them, wherever a method's name is asked for.
     """
 
     version: int
@@ -82,6 +84,7 @@ class MethodCard:
     needs_full_rows: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kind = "method"
 
 
@@ -193,7 +196,8 @@ class Score:
 class Method(Protocol):
     """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator.
 
-    One may offer `known(metric, cell)`: the metric's exact value where nothing has to be sampled for it, or None.
+    One may offer `known(metric, cell)`, the metric's exact value where nothing has to be sampled for it, or None, and
+    `begin(stage, data)`, which is called before the first update of each stage and changes buffers alone.
     """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...

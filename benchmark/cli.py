@@ -35,7 +35,10 @@ app = typer.Typer(
     epilog="Start with: bench reproduce table5 --method muni --seed 0. Completion: bench --install-completion.",
 )
 
-Methods = Annotated[list[str], typer.Option("--method", "-m", help="Name, or path of your own .py file; repeatable.")]
+Methods = Annotated[
+    list[str],
+    typer.Option("--method", "-m", help="Name, or path of your own .py file; NAME:SWITCH for a variant; repeatable."),
+]
 Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of your own .py file.")]
 Preset = Annotated[
     str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, else cpu.")
@@ -137,10 +140,10 @@ def _print_field(field: str, value: Any) -> None:
 
 
 def _kind_of(name: str) -> str:
-    if name.endswith(".py"):
+    if ".py" in name:
         return registry.read_card(registry.locate("method", name)).kind
     for kind in registry.FOLDERS:
-        if name in registry.index(kind):
+        if registry.known(kind, name):
             return kind
     known = [each for kind in registry.FOLDERS for each in registry.index(kind)]
     raise UserError(f"unknown method, dataset or metric {name!r}{registry.nearest(name, known)}")
@@ -703,7 +706,7 @@ def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.Data
     frame = frame[frame["preset"] == preset]
     jobs = frame[["method", "dataset", "seed"]]
     jobs = jobs.assign(dataset=jobs["dataset"].str.partition(":")[0]).drop_duplicates().itertuples(index=False)
-    known = [job for job in jobs if job.method in registry.index("method") and job.dataset in registry.index("dataset")]
+    known = [job for job in jobs if registry.known("method", job.method) and job.dataset in registry.index("dataset")]
     ids = {
         runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs, overrides).run_id
         for job in known
@@ -735,7 +738,7 @@ def _table(name: str, preset: str) -> tables.Table:
 
 def _present(table: tables.Table) -> list[str]:
     """The table's rows, but for methods whose file is gone and references that this machine lacks."""
-    gone = [name for name in table.rows if name not in registry.index("method")]
+    gone = [name for name in table.rows if not registry.known("method", name)]
     if gone:
         print(f"bench: {table.id} names {', '.join(gone)}, of which there is no file: left out", file=sys.stderr)
     absent = {*gone, *_absent(table)}
@@ -745,7 +748,7 @@ def _present(table: tables.Table) -> list[str]:
 def _absent(table: tables.Table) -> dict[str, str]:
     """References of the table that this machine lacks, with a line each on how to get them."""
     loaded: dict[str, Any] = {
-        name: registry.load("method", name) for name in table.references if name in registry.index("method")
+        name: registry.load("method", name) for name in table.references if registry.known("method", name)
     }
     return {name: why for name, method in loaded.items() if (why := method.absent())}
 
@@ -754,7 +757,7 @@ def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, 
     """`own`: methods that may be paths of a user's files."""
     modalities = registry.card("dataset", table.dataset).modalities
     summary = tables.summarise(frame, table, preset, modalities)
-    known = [name for name in (*table.rows, *own) if name in registry.index("method") or name.endswith(".py")]
+    known = [name for name in (*table.rows, *own) if registry.known("method", name) or ".py" in name]
     methods = {registry.stem(name): registry.card("method", name) for name in known}
     return tables.render(
         summary,

@@ -95,7 +95,7 @@ def conform(kind: str | None, name: str, dataset: str = "") -> Iterator[Check]:
     """
     path = _find(kind, name)
     # The plug-in runs in another working folder, where a relative path leads nowhere.
-    name, dataset = (str(Path(each).resolve()) if each.endswith(".py") else each for each in (name, dataset))
+    name, dataset = (str(Path(each).resolve()) if ".py" in each else each for each in (name, dataset))
     try:
         card = registry.read_card(path)
         if kind not in (None, card.kind):
@@ -125,12 +125,13 @@ def _fitting(card: Card) -> str:
 
 def _find(kind: str | None, name: str) -> Path:
     """The plug-in's file. Raises UserError, with the nearest name, where there is none."""
-    if kind is not None or name.endswith(".py"):
+    if kind is not None or ".py" in name:
         return registry.locate(kind or "method", name)
     known = {plugin: path for each in registry.FOLDERS for plugin, path in registry.index(each).items()}
-    if name not in known:
+    plain = registry.base("method", name)
+    if plain not in known:
         raise UserError(f"no method, dataset or metric {name!r}{nearest(name, known)}")
-    return known[name]
+    return known[plain]
 
 
 def _judge(title: str, check: Callable[[], str | None], path: Path) -> Check:

@@ -1,6 +1,7 @@
 """A file is a registration: `baselines/mopoe.py` is the method `mopoe`. Cards are read without importing.
 
-A name may also be the path of a user's own `.py` file, anywhere.
+A name may also be the path of a user's own `.py` file, anywhere. A method's name may be followed by switches of its
+card's `variants`: `muni:mixture+attached`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,7 @@ def index(kind: str) -> dict[str, Path]:
 
 def locate(kind: str, name: str) -> Path:
     """The file of a plug-in, by name or by path. Raises UserError with the nearest name."""
+    name = base(kind, name)
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.is_file():
@@ -57,18 +62,52 @@ def locate(kind: str, name: str) -> Path:
     return index(kind)[name]
 
 
+def base(kind: str, name: str) -> str:
+    """The name without a method's switches."""
+    return _parts(name)[0] if kind == "method" else name
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """A method's name or path, and its switches: a path that holds a colon is none of a switch."""
+    found = re.fullmatch(r"(.+):([\w+]+)", name)
+    return (found[1], found[2].split("+")) if found else (name, [])
+
+
+def known(kind: str, name: str) -> bool:
+    """Whether the suite has a plug-in of that name, its switches apart."""
+    return base(kind, name) in index(kind)
+
+
 def stem(name: str) -> str:
-    """The name under which a plug-in's rows are filed: its own, or its file's."""
-    return Path(name).stem if name.endswith(".py") else name
+    """The name under which a plug-in's rows are filed: its own, or its file's, and a method's switches."""
+    plain, switches = _parts(name)
+    plain = Path(plain).stem if plain.endswith(".py") else plain
+    return ":".join([plain, "+".join(switches)]) if switches else plain
 
 
 @functools.cache
 def card(kind: str, name: str) -> Any:
-    """The plug-in's card, read from its source without running it."""
+    """The plug-in's card, read from its source without running it; a method's label names its switches."""
     path = locate(kind, name)
     found = read_card(path)
     if found.kind != kind:
         raise UserError(f"{path}: holds a {found.kind}, not a {kind}")
+    if kind != "method" or not (switches := _parts(name)[1]):
+        return found
+    _attributes(name, found, switches)
+    return replace(found, label=f"{found.label}: {', '.join(switches).replace('_', ' ')}")
+
+
+def _attributes(name: str, card: Any, switches: list[str]) -> Mapping[str, Any]:
+    """What the switches set. Raises UserError for an unknown one, and for two that set the same."""
+    found: dict[str, Any] = {}
+    for switch in switches:
+        if switch not in card.variants:
+            there = nearest(switch, card.variants) if card.variants else ": it has none"
+            raise UserError(f"{name}: {card.label} has no variant {switch!r}{there}")
+        if both := found.keys() & card.variants[switch].keys():
+            raise UserError(f"{name}: its switches set {', '.join(sorted(both))} twice: leave one of them")
+        found |= card.variants[switch]
     return found
 
 
@@ -99,7 +138,14 @@ def _evaluate(path: Path, node: ast.expr) -> Card:
 
 
 def load(kind: str, name: str) -> type:
-    """Import the plug-in's file and return its class."""
+    """Import the plug-in's file and return its class; with switches, a class of its own that has their attributes."""
+    if kind == "method" and (switches := _parts(name)[1]):
+        plain = load(kind, base(kind, name))
+        attributes = _attributes(name, read_card(locate(kind, name)), switches)
+        for attribute in attributes:
+            if not hasattr(plain, attribute):
+                raise UserError(f"{locate(kind, name)}: variants: {plain.__name__} has no attribute {attribute!r}")
+        return type(plain.__name__, (plain,), dict(attributes))
     path = locate(kind, name)
     card(kind, name)
     if name.endswith(".py"):

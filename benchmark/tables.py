@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.api import TASKS, Cell, MethodCard, MetricCard, UserError, cells
 from benchmark.config import PRESETS, nearest
-from benchmark.records import KEY, VERSIONS
+from benchmark.records import KEY, MEASURED, VERSIONS
 from benchmark.registry import stem
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ Format = Literal["term", "md", "csv", "tex", "html"]
 ONE_PER_COMPARISON = ("preset", "dataset", "dataset_version", "protocol", "precision")
 ONE_PER_COLUMN = (*ONE_PER_COMPARISON, "metric", "metric_version")
 TERM_WIDTH = 100
+COSTS = (  # column of the results, header, format
+    ("parameters", "parameters", "{:,.0f}"),
+    ("train_seconds", "training, s", "{:.0f}"),
+    ("peak_memory_mb", "peak memory, MB", "{:,.0f}"),
+    ("sample_seconds", "sampling 1,000 rows, s", "{:.2g}"),
+)
 ONE_SEED = "One seed: ± is the standard error over rows, not over trainings"
 
 
@@ -242,11 +248,26 @@ def dataset_at(dataset: str | Mapping[str, str], preset: str, where: str) -> str
     return dataset[preset]
 
 
-def _columns_of(other: Any, path: Path) -> Any:
-    """The columns of another table beside it, which this one shares."""
-    known = [file.stem for file in sorted(path.parent.glob("*.toml")) if "column" in read_toml(file)]
-    known_name(other, known, "table", f"{path.name}: columns")
-    return read_toml(path.parent / f"{other}.toml")["column"]
+def _columns_of(other: Any, path: Path) -> list[Any]:
+    """The columns that this table shares: all of another table beside it, or a list of picks from several.
+
+    A pick names a table and headers of it, and may give them a `block`; the paper's numbers of that table are not this
+    one's, and stay behind.
+    """
+    where = f"{path.name}: columns"
+    if not isinstance(other, list):
+        known = [file.stem for file in sorted(path.parent.glob("*.toml")) if "column" in read_toml(file)]
+        known_name(other, known, "table", where)
+        return list(read_toml(path.parent / f"{other}.toml")["column"])
+    found = []
+    for pick in other:
+        checked(pick, {"table": str, "headers": list}, where, {"block": str})
+        there = {column["header"]: column for column in _columns_of(pick["table"], path)}
+        for header in pick["headers"]:
+            known_name(header, there, f"column of {pick['table']}", where)
+            column = {key: value for key, value in there[header].items() if key not in ("paper", "block")}
+            found.append(column | ({"block": pick["block"]} if "block" in pick else {}))
+    return found
 
 
 def _column(raw: Mapping[str, Any], where: str, metrics: Collection[str], table: str) -> Column:
@@ -436,7 +457,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], cell_count: int, planned: int) -
         entry["note"] = f"{len(values)} of {planned} seeds" + (f": {reason}" if reason else "")
     for name in ("n", *VERSIONS, "torch", "device"):
         entry[name] = "; ".join(dict.fromkeys(str(row[name]) for row in used))
-    for name in ("train_seconds", "parameters"):
+    for name in MEASURED:
         entry[name] = _mean([row[name] for row in used if not math.isnan(row[name])])
     return entry
 
@@ -728,19 +749,19 @@ class _Composer:
         return bool(chance < 2 * real)
 
     def cost(self) -> Block:
+        """What each method took: means over seeds, and over cells where a cell has a cost of its own."""
         rows = []
         for method in self.table.competing:
             cells = [self.cells[method, column.header] for column in self.columns]
             versions = ", ".join(dict.fromkeys(cell["method_version"] for cell in cells if cell["method_version"]))
-            seconds, parameters = (
-                next((cell[name] for cell in cells if not math.isnan(cell[name])), math.nan)
-                for name in ("train_seconds", "parameters")
-            )
+
+            def mean(name: str, cells: Sequence[Mapping[str, Any]] = cells) -> float:
+                return _mean([cell[name] for cell in cells if not math.isnan(cell[name])])
+
             if versions:
-                rows.append(
-                    self.row(method, (Entry(versions), _quantity(parameters, "{:,.0f}"), _quantity(seconds, "{:.0f}")))
-                )
-        return Block("cost", ("version", "parameters", "training, s"), tuple(rows))
+                costs = [_quantity(mean(name), pattern) for name, _, pattern in COSTS]
+                rows.append(self.row(method, (Entry(versions), *costs)))
+        return Block("cost", ("version", *(header for _, header, _ in COSTS)), tuple(rows))
 
     def caption(self) -> tuple[str, ...]:
         shown = self.summary["column"].isin([column.header for column in self.columns])

@@ -73,6 +73,7 @@ class Trainer:
         self.data, self.config, self.seed, self.device = data, config, seed, device
         self.directory, self.run_id = directory, run_id
         self.schedule = _schedule(stages, config.updates)
+        self.starts = {0, *(end for _, end in self.schedule[:-1])}
         self.optimizer = Optimizer(model, average, config)
         self.updates, self.seconds, self.loss = 0, 0.0, math.nan
         average.load_state_dict(model.state_dict())
@@ -129,6 +130,8 @@ class Trainer:
         return means
 
     def update(self) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.updates in self.starts and hasattr(self.model, "begin"):
+            self.model.begin(self._stage(), self.data)
         rows = self.config.batch_rows
         draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device)
         batch = training_batch(self.data, draws, self.seed, self.updates)

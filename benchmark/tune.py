@@ -247,7 +247,7 @@ def _caption(search: Search, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _label(method: str) -> str:
-    return str(registry.card("method", method).label) if method in registry.index("method") else method
+    return str(registry.card("method", method).label) if registry.known("method", method) else method
 
 
 def _number(trials: Trials, point: str, column: str = "score") -> str:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks import TimeWaves
+
 LOWEST = 4  # side of the coarsest map
 GROUP = 16  # channels that are normalised together, at most
 DRAWN = 16  # channels, and side at most, of what the latent draws
-FREQUENCIES = 16
 
 
 class ImageEncoder(nn.Module):
@@ -61,8 +62,6 @@ class ImageVelocity(nn.Module):
     The output is preconditioned for data of unit variance, as models.networks.VelocityNetwork's.
     """
 
-    frequency: Tensor
-
     def __init__(
         self, views: int, canvas: int, channels: int, conditions: int, width: int, depth: int, patch: int
     ) -> None:
@@ -72,8 +71,8 @@ class ImageVelocity(nn.Module):
         self.told = nn.Linear(conditions, embedding)
         self.nothing = nn.Parameter(torch.zeros(embedding))  # stands for what a row is told that is told nothing
         self.view = nn.Parameter(0.5 * torch.randn(views, embedding))
-        self.time = nn.Linear(2 * FREQUENCIES, embedding)
-        self.register_buffer("frequency", torch.exp(torch.linspace(0, math.log(200.0), FREQUENCIES)), persistent=False)
+        self.waves = TimeWaves()
+        self.time = nn.Linear(TimeWaves.size, embedding)
         self.side = min(DRAWN, canvas // patch)
         self.drawn_at = _levels(canvas, patch) - _levels(self.side, 1)  # the level whose maps have that side
         self.draw = nn.Linear(embedding, DRAWN * self.side**2)
@@ -107,9 +106,7 @@ class ImageVelocity(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: tuple[Tensor, Tensor]) -> Tensor:
         said, drawn = condition
-        angle = t[:, None] * self.frequency
-        waves = torch.cat([angle.sin(), angle.cos()], 1)
-        modulation = self.modulate(functional.silu(self.time(waves) + said))[..., None, None]
+        modulation = self.modulate(functional.silu(self.time(self.waves(t)) + said))[..., None, None]
         of_block = dict(zip(self.blocks, modulation.split(self.sizes, 1), strict=True))
         hidden = functional.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
         hidden, skips = self.enter(hidden), []

@@ -49,9 +49,7 @@ class LatentModel(nn.Module):
         )
         ends = accumulate((len(family.names) for family in self.families), initial=0)
         self.parts = [slice(start, end) for start, end in pairwise(ends)]  # each family's modalities
-        self.prior = VelocityNetwork(
-            1, config.latent_size, self.prior_conditions(), config.prior_width, config.prior_depth
-        )
+        self.prior = self.make_prior()
 
     def bind(self, data: Any) -> None:
         """Make the weights that depend on what the dataset brings: of the language model that writes texts."""
@@ -74,8 +72,16 @@ class LatentModel(nn.Module):
     def decoder_conditions(self) -> int:
         return self.config.latent_size
 
+    def make_prior(self) -> Any:
+        config = self.config
+        return VelocityNetwork(1, config.latent_size, self.prior_conditions(), config.prior_width, config.prior_depth)
+
     def prior_conditions(self) -> int:
         return 0
+
+    def encoder_scale(self) -> float:
+        """Weight of the prior term's gradient into the encoder."""
+        return self.config.encoder_grad_scale
 
     # Training.
 
@@ -89,12 +95,15 @@ class LatentModel(nn.Module):
             x, self.latents(mean, log_variance, route.given, noise), route.targets, draws
         )
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
-        prior = flow + self.config.encoder_grad_scale * entropy
-        return reconstruction + self.config.prior_weight * prior, {
-            "reconstruction": reconstruction.detach(),
-            "prior": flow.detach(),
-            "entropy": entropy.detach(),
-        }
+        terms = {"prior": flow, "entropy": entropy, **self.divergences(mean, log_variance, route)}
+        weights = {"prior": 1.0, "entropy": self.encoder_scale()}
+        prior = sum(weights.get(name, self.config.encoder_grad_scale) * term for name, term in terms.items())
+        parts = {"reconstruction": reconstruction, **terms}
+        return reconstruction + self.config.prior_weight * prior, {name: part.detach() for name, part in parts.items()}
+
+    def divergences(self, mean: Tensor, log_variance: Tensor, route: Route) -> Mapping[str, Tensor]:
+        """Further terms beside the prior's, weighted by encoder_grad_scale; means over latent dimensions and rows."""
+        return {}
 
     def latents(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:
         """A sample of each row's subset posterior for each target, (targets, rows, latent).
@@ -126,7 +135,7 @@ class LatentModel(nn.Module):
         pooled, log_pooled = self.aggregate(mean, log_variance, subset | ~trained[:, None])
         z = torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
         t = logit_normal(draws.normal("prior time"))
-        scaled = scale_gradient(z, (self.config.encoder_grad_scale * elbo_weight(t))[:, None])
+        scaled = scale_gradient(z, (self.encoder_scale() * elbo_weight(t))[:, None])
         flow = matching_loss(
             lambda z_t, t: self.prior(z_t[None], t[None])[0], scaled, draws.normal("prior noise", self.latent_size), t
         )

@@ -76,6 +76,22 @@ class Regression(nn.Module):
         return self.leave(self.blocks(self.enter(z, which), which), which)
 
 
+class TimeWaves(nn.Module):
+    """Times in [0, 1] of any shape -> sines and cosines of them, (..., 2 x 16)."""
+
+    size = 32
+    frequency: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        frequency = torch.exp(torch.linspace(0, math.log(200.0), self.size // 2))
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[..., None] * self.frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
 class VelocityNetwork(nn.Module):
     """v(x_t, t | condition) of shape (modalities, rows, size), for t of shape (modalities, rows) or (1, 1).
 
@@ -83,16 +99,14 @@ class VelocityNetwork(nn.Module):
     the velocity from x_t, and the network's share has unit scale (the form of Karras et al. 2022 for this path).
     """
 
-    frequency: Tensor
-
     def __init__(self, modalities: int, size: int, conditions: int, width: int, depth: int) -> None:
         super().__init__()
         self.enter = StackedLinear(modalities, size, width, bias=False)
-        self.enter_time = StackedLinear(modalities, 2 * _FREQUENCIES, width)
+        self.waves = TimeWaves()
+        self.enter_time = StackedLinear(modalities, TimeWaves.size, width)
         self.enter_condition = StackedLinear(modalities, conditions, width) if conditions else None
         self.blocks = ResidualBlocks(modalities, width, depth)
         self.leave = StackedLinear(modalities, width, size, zero=True)
-        self.register_buffer("frequency", torch.exp(torch.linspace(0, math.log(200.0), _FREQUENCIES)), persistent=False)
 
     def condition(self, z: Tensor, which: slice = ALL) -> Tensor:
         """What z (modalities, rows, conditions) adds to the first layer: computed once for all steps of a sampler."""
@@ -100,14 +114,9 @@ class VelocityNetwork(nn.Module):
         return self.enter_condition(z, which)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None, which: slice = ALL) -> Tensor:
+        time = self.enter_time(self.waves(t).expand(x.shape[0], -1, -1), which)
         t = t[..., None]
-        angle = t * self.frequency
-        waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        time = self.enter_time(waves.expand(x.shape[0], -1, -1), which)
         hidden = self.enter(x, which, start=time if condition is None else time + condition)
         raw = self.leave(self.blocks(hidden, which), which)
         variance = (1 - t).square() + t.square()
         return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())
-
-
-_FREQUENCIES = 16

@@ -1,5 +1,6 @@
 """Which experts infer a row's latent: candidate subsets with weights, and a draw per row among those observed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -53,14 +54,16 @@ def subsampled_elbo_terms(modalities: int) -> Subsets:
     return terms
 
 
-def routed_objective(observed: Tensor, draws: Draws) -> Route:
+def routed_objective(
+    observed: Tensor, draws: Draws, prior_law: Callable[[int], Subsets] = full_and_leave_one_out
+) -> Route:
     """MUNI's routes (Eq. 12), whichever way experts are aggregated: every target from every subset; the prior on the
     full set and the leave-one-out subsets, drawn apart. Of a pair out of three modalities that is the pair alone."""
     modalities = observed.shape[1]
     return Route(
         given=draw_subsets(all_subsets(modalities), observed, draws, "reconstruction subset"),
         targets=observed,
-        prior=draw_subsets(full_and_leave_one_out(modalities), observed, draws, "prior subset"),
+        prior=draw_subsets(prior_law(modalities), observed, draws, "prior subset"),
     )
 
 

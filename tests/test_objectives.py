@@ -12,10 +12,12 @@ import torch
 from scipy import integrate
 from scipy.stats import norm
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
 from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
+from baselines.mvtcae import MVTCAE
 from benchmark import registry
 from benchmark.api import Modality
 from benchmark.config import resolve
@@ -148,6 +150,32 @@ def test_loss_and_gradients_equal_the_objective_written_out(method, prior_subset
     for name, one, other in zip(parameters, found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12), name
         assert other.abs().max() > 1e-6, name
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_mvtcae_is_its_papers_objective_over_the_weight_of_a_reconstruction(modalities: int):
+    """(M - a)/M rec + b ((1 - a) KL(q || p) + a/M sum of KL(q || q_m)), with KL(q || p) as here: flow and entropy."""
+    model = tiny(MVTCAE, "123"[:modalities], prior_weight=1.0).float()
+    batch = {name: Draws("batch", rows=5).normal(name, 6) for name in model.names}
+    loss, parts = model.loss(batch, "joint", Draws("mvtcae", rows=5))
+    mean, log_variance = model.encode(model.observe(batch)[0])
+    experts = Normal(mean, torch.exp(0.5 * log_variance))
+    precision = torch.exp(-log_variance).sum(1)
+    joint = Normal((torch.exp(-log_variance) * mean).sum(1) / precision, precision.rsqrt())
+    conditional = kl_divergence(joint.expand((modalities, 5, 4)), transposed(experts))
+    a, b = 0.9, model.config.encoder_grad_scale
+    weight = (modalities - a) / modalities
+    objective = weight * parts["reconstruction"] + b * (
+        (1 - a) * -joint.entropy().mean(-1).mean() + a / modalities * conditional.mean(-1).sum(0).mean()
+    )
+    # The prior's network learns at its own rate: its loss is not weighed.
+    assert loss.item() == pytest.approx((objective / weight + parts["prior"]).item(), rel=1e-6)
+    assert parts["bottleneck"] > 0.1
+
+
+def transposed(experts: Normal) -> Normal:
+    """(rows, M, latent) -> (M, rows, latent)."""
+    return Normal(experts.loc.transpose(0, 1), experts.scale.transpose(0, 1))
 
 
 def test_muni_is_not_the_direct_objective():

@@ -103,8 +103,8 @@ def test_the_comparison_sees_a_lost_row_and_a_changed_bit(whole: Whole, tmp_path
         assert_same_run(copy, whole("muni"))
 
 
-# ShaLa-style trains in two stages of half the updates each.
-@pytest.mark.parametrize(("method", "longest", "least"), [("muni", 12, 8), ("shala", 25, 4)])
+# ShaLa-style and MLD train in two stages of half the updates each; MLD measures its latents between them.
+@pytest.mark.parametrize(("method", "longest", "least"), [("muni", 12, 8), ("shala", 25, 4), ("mld", 25, 4)])
 def test_killed_at_random_moments(method: str, longest: int, least: int, whole: Whole, runs: Path) -> None:
     moments = random.Random(f"the moments of {method}")
     killed_at: list[int] = []

@@ -6,6 +6,7 @@ bound. Gradients are confirmed by autograd. Planted wrong routes show that each 
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ THINGS = (
 KINDS = {"vectors": VECTORS, "pictures": PICTURES, "features of things": THINGS}
 OBSERVED = ("123", "12", "13", "23")
 SUBSETS = ["".join(members) for size in (1, 2, 3) for members in combinations(NUMBERS, size)]
-SIDE = 420  # a multiple of every denominator in the table
+SIDES = {2: (420, 420), 4: (84, 12, 12, 12)}  # of the grid, by the number of draws: multiples of every denominator
 ROWS = 20_000  # of the chi-square test: it finds a subset whose share is a tenth off
 ALARM = 1e-6  # probability that the chi-square bound is passed by chance; the seed is fixed
 
@@ -90,6 +91,10 @@ class Routes:
     def prior(self) -> dict[str, str]:
         """Subset -> the experts that the prior term trains."""
         return {self.relabel(subset): self.relabel(entry["experts"]) for subset, entry in self.entries["prior"].items()}
+
+    def untrained(self) -> set[str]:
+        """Subsets on which there is no prior term."""
+        return {self.relabel(subset) for subset, entry in self.entries["prior"].items() if entry.get("term") == "none"}
 
     def private(self, subset: str, part: str) -> str:
         entries = {self.relabel(key): entry for key, entry in self.entries.get("private", {}).items()}
@@ -149,19 +154,20 @@ def build(method: type, modalities: tuple[Modality, ...] = VECTORS) -> LatentMod
 
 
 class Enumeration:
-    """Stands in for Draws: a method's first draw and its second run through every pair of points of a grid."""
+    """Stands in for Draws: a method's first draw and those after it run through every point of a grid."""
 
-    rows = SIDE**2
-
-    def __init__(self) -> None:
-        points = torch.arange(self.rows)
-        self._axes = iter((points // SIDE, points % SIDE))
+    def __init__(self, draws: int = 2) -> None:
+        sides = SIDES[draws]
+        self.rows = math.prod(sides)
+        self._axes = iter(zip(torch.unravel_index(torch.arange(self.rows), sides), sides, strict=True))
 
     def uniform(self, name: str) -> Tensor:
-        return (next(self._axes) + 0.5) / SIDE
+        place, side = next(self._axes)
+        return (place + 0.5) / side
 
     def integers(self, name: str, high: int) -> Tensor:
-        return next(self._axes) * high // SIDE
+        place, side = next(self._axes)
+        return place * high // side
 
 
 def mask(members: str, rows: int) -> Tensor:
@@ -197,7 +203,7 @@ def tally(route: Route) -> Counter:
 
 def faults(method: type, table: Routes, modalities: tuple[Modality, ...] = VECTORS) -> list[str]:
     model = build(method, modalities)
-    every = drawn(model, table.observed, Enumeration())
+    every = drawn(model, table.observed, Enumeration(TABLE[table.method].get("draws", 2)))
     found = [*law_faults(every, table), *gradient_faults(model, every, table)]
     if table.observed == NUMBERS:
         found += [*aggregate_faults(model, table), *inference_faults(model, table)]
@@ -254,7 +260,8 @@ def gradient_faults(model: LatentModel, every: Route, table: Routes) -> Iterator
         found = reached(
             model, table.observed, replace(route, targets=torch.zeros_like(route.targets)), card.stages[-1][0]
         )
-        yield from reach_faults(f"prior on {subset or 'none'}", trained(experts, private) | {"prior"}, found)
+        network = set() if subset in table.untrained() else {"prior"}
+        yield from reach_faults(f"prior on {subset or 'none'}", trained(experts, private) | network, found)
     for subset, entry in table.entries.get("divergence", {}).items():
         route = route_of(every, given=subset)
         found = reached(
@@ -280,7 +287,7 @@ def route_of(every: Route, **part: str) -> Route:
     A subset that is never drawn is the law's fault, and reported there: any row with that subset serves here.
     """
     ((name, subset),) = part.items()
-    alike = (getattr(every, name) == mask(subset, Enumeration.rows)).all(-1)
+    alike = (getattr(every, name) == mask(subset, len(every.given))).all(-1)
     row = alike.int().argmax().expand(4)
     return replace(Route(every.given[row], every.targets[row], every.prior[row]), **{name: mask(subset, 4)})
 
@@ -382,15 +389,16 @@ def inference_faults(model: LatentModel, table: Routes) -> Iterator[str]:
     """Which experts infer the latent at test time, by law and by autograd through `infer`."""
     rule = TABLE[table.method]["inference"]
     for subset in SUBSETS:
-        if rule == "condition":
-            yield from condition_faults(model, subset)
+        if rule in ("condition", "kept"):
+            yield from (condition_faults if rule == "condition" else kept_faults)(model, subset)
             continue
         chosen = (
             {(subset,): Fraction(1)}
             if rule == "all given"
             else {(member,): Fraction(1, len(subset)) for member in subset}
         )
-        found = counts(model.inference(mask(subset, Enumeration.rows), Enumeration()))
+        points = Enumeration()
+        found = counts(model.inference(mask(subset, points.rows), points))
         yield from differences(chosen, shares(found), f"inference from {subset}, share of")
         asked = model.inference(mask(subset, 4), Draws("infer", rows=4))
         model.zero_grad(set_to_none=True)
@@ -421,11 +429,29 @@ def condition_faults(model: LatentModel, subset: str) -> Iterator[str]:
         yield f"inference from {subset} does not hear it"
 
 
+def kept_faults(model: LatentModel, subset: str) -> Iterator[str]:
+    """The latents of what is given are the encoder's, and those of the others hear every one of them."""
+    given, rows = given_of(subset, model), mask(subset, 4)
+
+    def infer(given: dict[str, Tensor]) -> Tensor:
+        return model.infer(given, Draws("infer", rows=4)).unflatten(1, (len(NUMBERS), -1))
+
+    with torch.no_grad():
+        own, latents = model.encode(model.observe(given)[0])[0], infer(given)
+    if not torch.equal(latents[rows], own[rows]):
+        yield f"inference from {subset} does not keep its latents"
+    for member in subset if len(subset) < len(NUMBERS) else "":
+        if torch.equal(infer(given | {member: (given[member] + 1) % 5})[~rows], latents[~rows]):
+            yield f"inference from {subset} does not hear {member}"
+
+
 # The tests.
 
 
 def test_the_table_has_every_trained_method_and_no_other():
-    cards = {name: registry.card("method", name) for name in registry.index("method")}
+    plain = {name: registry.card("method", name) for name in registry.index("method")}
+    switched = {f"{name}:{switch}" for name, card in plain.items() for switch in card.variants}
+    cards = plain | {name: registry.card("method", name) for name in switched}
     assert set(TABLE) == {name for name, card in cards.items() if card.stages}
     for name, table in TABLE.items():
         assert cards[name].needs_full_rows == (table.get("pair") == "needs full rows")
