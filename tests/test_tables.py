@@ -176,6 +176,59 @@ def test_a_table_may_take_the_columns_of_another_beside_it(tmp_path):
     assert load_table(mine, METRICS).columns[0].paper["table"] == "table6"  # its own numbers stand beside them
 
 
+PICKS = """columns = [
+  { table = "table5", headers = ["uncond. coh.", "1→1 align."] },
+  { table = "table5", block = "beside", headers = ["1→1 energy"] },
+]
+sanity ="""
+
+
+def picked(tmp_path, text):
+    (tmp_path / "table5.toml").write_text((RESULTS / "tables" / "table5.toml").read_text())
+    plain = (RESULTS / "tables" / "table6.toml").read_text().replace('columns = "table2"\n', "")
+    (tmp_path / "mine.toml").write_text(plain.replace("sanity =", text))
+    return load_table(tmp_path / "mine.toml", METRICS).columns
+
+
+def test_a_table_may_pick_columns_without_the_papers_numbers(tmp_path):
+    found = picked(tmp_path, PICKS)
+    assert [(column.header, column.block) for column in found] == [
+        ("uncond. coh.", ""),
+        ("1→1 align.", ""),
+        ("1→1 energy", "beside"),
+    ]
+    assert [column.metric for column in found] == ["shared_mse", "shared_mse", "energy_score"]
+    assert not any(column.paper for column in found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"1→1 energy"', '"1→1 enrgy"', "unknown column of table5 '1→1 enrgy': did you mean '1→1 energy'?"),
+        ("block =", "blok =", "unknown key 'blok': did you mean 'block'?"),
+        ('{ table = "table5", block', '{ table = "table55", block', "unknown table 'table55': did you mean 'table5'?"),
+    ],
+)
+def test_a_faulty_pick_is_refused(tmp_path, old, new, message):
+    with pytest.raises(UserError) as error:
+        picked(tmp_path, PICKS.replace(old, new))
+    assert message in str(error.value) and "mine.toml: columns" in str(error.value)
+
+
+def test_costs_are_means_over_seeds_and_cells(table):
+    """Sampling is timed by cell: unconditional cells, which have another number of steps, count as any other."""
+    frame = measured(table, plain)
+    for seed in range(5):
+        frame.loc[(frame["method"] == "muni") & (frame["seed"] == seed), "train_seconds"] = 100.0 + 10 * seed
+    frame.loc[(frame["method"] == "muni") & (frame["given"] == ""), "sample_seconds"] = 4.0
+    costs = page(table, frame).partition("| cost |")[2].splitlines()
+    assert costs[0] == " version | parameters | training, s | peak memory, MB | sampling 1,000 rows, s |"
+    unconditional = sum(column.task == "uncond" for column in table.columns)
+    sampling = (4.0 * unconditional + 1.0 * (len(table.columns) - unconditional)) / len(table.columns)
+    (muni,) = (line for line in costs if line.startswith("| MUNI |"))
+    assert muni == f"| MUNI | 1 | 1,000 | 120 | 10 | {sampling:.2g} |"
+
+
 def test_a_table_may_have_another_dataset_at_each_preset(tmp_path):
     text = (RESULTS / "tables" / "table5.toml").read_text()
     datasets = '{ cpu = "gaussian_mixture", paper = "the_real_one" }'
