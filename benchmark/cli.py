@@ -588,7 +588,8 @@ def tune(
     from benchmark import tune as module
 
     preset, found = _preset(preset), module.load_search(search)
-    methods = method or [name for name in registry.index("method") if registry.card("method", name).stages]
+    every = [name for name in registry.index("method") if registry.card("method", name).stages]
+    methods = method or list(found.methods) or every
     with _stoppable(), _progress() as report:
         lines = list(module.tune(found, methods, preset, _device(device), runs, report))
     print(module.render(found, lines, preset))

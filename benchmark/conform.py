@@ -367,6 +367,8 @@ class _MethodSuite:
         if absent is not None and not hasattr(self.data, "raw"):
             self.rest = []
             raise Skip("it makes pictures, sounds and sentences: name a dataset of those, --dataset spoken_digits")
+        for switch in self.card.variants:
+            registry.load("method", f"{registry.base('method', self.name)}:{switch}")
         self.method = self.make()
         for call in ("loss", "sample") if self.card.stages else ("sample",):
             _need(callable(getattr(self.method, call, None)), f"the class has no {call}()")

@@ -71,7 +71,7 @@ class Search:
 
     fields: the grid's; none where the file lists `changes`, each a point of its own. metrics: the metric of each error
     column; of a rate, the error is what it lacks to one. given, want: the modalities that conditional cells give and
-    want; all where empty.
+    want; all where empty. methods: that are searched where the user names none; all where empty.
     """
 
     path: Path
@@ -83,6 +83,7 @@ class Search:
     metrics: Mapping[str, str]
     given: tuple[str, ...] = ()
     want: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
     @property
     def lines(self) -> Path:
@@ -109,6 +110,7 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
             {column: content["metrics"][column] for column in ERRORS},
             tuple(content.get("given", ())),
             tuple(content.get("want", ())),
+            tuple(content.get("methods", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

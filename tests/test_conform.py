@@ -172,6 +172,11 @@ BROKEN_METHODS = {
     "shares": (card('stages=(("one", 0.5), ("two", 0.4))'), "card is complete", "add up to 0.9, not to 1"),
     "no share": (card('stages=("one", "two")'), "card is complete", "positive share"),
     "overrides": (card('overrides={"latentsize": 3}'), "card is complete", "no field 'latentsize': did you mean"),
+    "variants": (
+        card('variants={"loud": {"volume": 11}}'),
+        "builds",
+        "variants: JointFlow has no attribute 'volume'",
+    ),
     "no handle": (("METHOD =", "MODEL ="), "builds", "lacks METHOD"),
     "no sample": (("def sample(", "def generate("), "builds", "no sample()"),
     "no module": (("(nn.Module)", ""), "builds", "no torch.nn.Module, yet is trained"),

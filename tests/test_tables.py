@@ -10,7 +10,7 @@ import pytest
 
 from benchmark.api import MethodCard, MetricCard, UserError, cells
 from benchmark.records import KEY
-from benchmark.registry import index
+from benchmark.registry import card, index
 from benchmark.tables import (
     FORMATS,
     ONE_PER_COLUMN,
@@ -213,6 +213,11 @@ def test_a_faulty_pick_is_refused(tmp_path, old, new, message):
     with pytest.raises(UserError) as error:
         picked(tmp_path, PICKS.replace(old, new))
     assert message in str(error.value) and "mine.toml: columns" in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "tables").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_row_of_every_table_is_a_method(path):
+    assert [card("method", name).label for name in load_table(path, index("metric")).rows]
 
 
 def test_costs_are_means_over_seeds_and_cells(table):

@@ -152,6 +152,13 @@ def test_changes_are_points_of_their_own(folder: Path) -> None:
     assert "lacks to one" not in shown
 
 
+def test_a_search_may_name_its_methods() -> None:
+    named = tune.load_search("pictures_ablation").methods
+    assert named[0] == "muni" and "muni:attached" in named
+    assert all(registry.card("method", name).stages for name in named)
+    assert tune.load_search("tuning").methods == ()
+
+
 def test_of_a_rate_the_error_is_what_it_lacks_to_one(folder: Path) -> None:
     text = (folder / "small.toml").read_text().replace("gaussian_mixture", "polymnist_quadrant_labels")
     text = text.replace('"shared_mse"', '"label_accuracy"', 2).replace('"shared_mse"', '"label_coherence"')
