@@ -69,7 +69,12 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in ("run", "reproduce"):
+        raise UserError(f"bench {context.invoked_subcommand or ''} is for one process: torchrun starts run and reproduce")
     if version:
         print(f"muni-bench {__version__}")
         raise typer.Exit
@@ -622,6 +627,7 @@ def _carry_out(
 ) -> Outcome | None:
     """Run jobs with progress; say what would run with `plan`; print the rows' means unless `quiet`."""
     from benchmark import runner
+    from benchmark.processes import here
 
     prepared = [runner.prepare(job, runs, overrides) for job in jobs]
     if plan:
@@ -632,8 +638,12 @@ def _carry_out(
                 f"{each.config.updates} updates  {each.directory}"
             )
         return None
+    device = _device(device)
+    if not here().main:
+        runner.follow(prepared, device)
+        raise typer.Exit
     with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
-        outcome = runner.execute(prepared, _device(device), report, 60 * max_minutes or None, fresh)
+        outcome = runner.execute(prepared, device, report, 60 * max_minutes or None, fresh)
     for error in outcome.errors:
         print(f"bench: {error}", file=sys.stderr)
     if not quiet:
@@ -805,6 +815,14 @@ def _preset(name: str) -> str:
 def _device(name: str) -> str:
     import torch
 
+    from benchmark import processes
+
+    if processes.started() > 1:
+        if find_spec("accelerate") is None:
+            from benchmark.doctor import install_command
+
+            raise UserError(f"no {processes.started()} processes: accelerate is missing: {install_command('scale')}")
+        return processes.join(name)
     if not name:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

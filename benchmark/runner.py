@@ -24,17 +24,18 @@ from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, Us
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
+from benchmark.processes import here
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
-from benchmark.train import CHECKPOINT, Progress, Trainer, carry_on, load_average, write_file
+from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 _THREADS = torch.get_num_threads()
 # The core's files that a trained weight depends on, and those that a score depends on besides.
-_TRAINS, _SCORES = ("train.py", "optimizer.py", "runtime.py"), ("evaluate.py", "criteria.py")
+_TRAINS, _SCORES = ("train.py", "optimizer.py", "runtime.py", "processes.py"), ("evaluate.py", "criteria.py")
 
 
 class Stopped(Exception):
@@ -118,11 +119,13 @@ def execute(
 ) -> Outcome:
     """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
 
-    Raises Stopped when interrupted or out of time; UserError for what only the user can mend.
+    Of several processes the main one does this, and the others `follow`. Raises Stopped when interrupted or out of
+    time; UserError for what only the user can mend.
     """
     outcome = Outcome()
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    with _stop_on_signal() as stopped:
+    with _stop_on_signal() as stopped, contextlib.ExitStack() as at_last:
+        at_last.callback(here().dismiss)
         for run in runs:
             if not fresh and not missing(run):
                 outcome.finished += 1
@@ -147,7 +150,29 @@ def execute(
                     reason = one_line(f"error: {type(error).__name__}: {error}")
                     _append(run, device, _without_score(run, reason))
                     outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
+                    if not here().listening:
+                        raise UserError(f"{outcome.errors[-1]}: the same command goes on without it") from error
     return outcome
+
+
+def follow(runs: Iterable[Run], device: str) -> None:
+    """What a process beside the main one does while that executes the same runs: its share of their training.
+
+    Raises UserError where it cannot.
+    """
+    by_id = {run.run_id: run for run in runs}
+    with _stop_on_signal():  # the main process says when to stop
+        for run_id in here().words():
+            run = by_id[run_id]
+            try:
+                data = registry.load("dataset", run.job.dataset)(run.config, device)
+                trainer_of(run, data, device).run(lambda progress: None)
+            except Diverged:
+                pass  # in every process alike; the main one says so
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(one_line(f"process {here().rank}: {type(error).__name__}: {error}")) from error
 
 
 def _without_score(run: Run, reason: str) -> list[Result]:
@@ -175,7 +200,8 @@ def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progres
 
 def machine(device: str) -> dict[str, Any]:
     """What a result says of where it was computed."""
-    return {"commit": commit(), "torch": torch.__version__, "device": device_name(device)}
+    several = f"{here().count} x " if here().count > 1 else ""
+    return {"commit": commit(), "torch": torch.__version__, "device": several + device_name(device)}
 
 
 def build(run: Run, data: Any, device: str) -> Any:
@@ -255,7 +281,8 @@ def _train(
     if not trainer.progress.done:
         what = f"{registry.stem(run.job.method)} seed {run.job.seed}: training"
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
+        with here().calling(run.run_id, Diverged):
+            trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
     if not trainer.progress.done:
         raise Stopped
     return trainer.average.eval(), trainer.progress

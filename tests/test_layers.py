@@ -17,6 +17,7 @@ LAYERS = (
     {"benchmark", "benchmark.api"},
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
     {
+        "benchmark.processes",
         "benchmark.runtime",
         "benchmark.samples",
         "benchmark.trained",
