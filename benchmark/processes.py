@@ -1,4 +1,4 @@
-"""One job in several processes, as torchrun starts them: which of them this one is, and all that they say to each other.
+"""One job in several processes, as torchrun starts them: which of them this is, and all that they say to each other.
 
 The main process does everything; the others train with it the runs that it names, each on its share of every batch.
 A process alone is the null case: it agrees with itself, and nothing is sent.
@@ -123,10 +123,12 @@ def join(device: str) -> str:
     """
     global _here
     if device not in ("", "cpu", "cuda"):
-        raise UserError(f"--device {device}: each of several processes takes a GPU of its own: say cpu, cuda or nothing")
+        raise UserError(
+            f"--device {device}: of several processes each takes a GPU of its own: say cpu, cuda or nothing"
+        )
     gpus, beside = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_gpus = device == "cuda" or (not device and gpus > 0)
     if on_gpus and gpus < beside:
-        raise UserError(f"{beside} processes and {gpus} GPUs here: start no more than one for each, or say --device cpu")
+        raise UserError(f"{beside} processes and {gpus} GPUs here: start one for each at most, or say --device cpu")
     _here = Together(cpu=not on_gpus)
     return str(_here.device)

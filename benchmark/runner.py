@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 import resource
 import shutil
 import signal
@@ -480,12 +481,30 @@ def _alone_in(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working on this run: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
+
+
+def holder(directory: Path) -> str:
+    """The number of the process that works in a run directory; empty where none does."""
+    with contextlib.suppress(FileNotFoundError), (directory / _LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read() or "unknown"
+    return ""
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks to stop at the next whole step; a second Ctrl-C stops at once."""
+    """The first Ctrl-C or SIGTERM asks to stop at the next whole step; a second one stops at once.
+
+    A job of submitit's is asked by SIGTERM or SIGUSR2, before its time ends or another takes its place; Ctrl-C is meant
+    for the process that waits for it.
+    """
+    numbers = (signal.SIGTERM, signal.SIGUSR2 if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGINT)
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -495,7 +514,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         asked = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in numbers}
     except ValueError:  # not in the main thread: somebody else handles signals
         before = {}
     try:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import processes, registry
+from benchmark import registry
 from benchmark.api import Modality, UserError, words_of
 from benchmark.processes import Processes
 from benchmark.runtime import Draws
@@ -52,7 +52,7 @@ def test_rows_that_cannot_be_dealt_out_evenly_are_refused() -> None:
     three = Processes()
     three.count = 3
     three.check_shares(batch_rows=12, word_rows=0)
-    with pytest.raises(UserError, match="word_rows 16 .* among 3 processes: .* --set word_rows=18"):
+    with pytest.raises(UserError, match=r"word_rows 16 .* among 3 processes: .* --set word_rows=18"):
         three.check_shares(batch_rows=12, word_rows=16)
 
 
@@ -229,7 +229,7 @@ def fatal(self):
     return update(self)
 Trainer.update = fatal"""
     began = time.monotonic()
-    status, _, err = bench(2, *RUN, "--runs", runs, patch=OFTEN + death)
+    status, _, _ = bench(2, *RUN, "--runs", runs, patch=OFTEN + death)
     assert status != 0
     assert time.monotonic() - began < SECONDS / 2
     assert curve(runs)[-1]["update"] == 20
