@@ -245,3 +245,67 @@ def test_what_cannot_be_submitted_is_one_line_and_status_2(
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"bench: {line}")
     assert list(runs.iterdir()) == []
+
+
+class Queue:
+    """Stands in for an executor: a job is over when it is asked about a second time, and its run has its numbers then
+    unless it fails."""
+
+    folder = Path("nowhere")
+
+    def __init__(self, failing: str, held: str) -> None:
+        self.failing, self.submitted, self.most = failing, [], 0
+        self.asked, self.slots = {held: 0}, {held: 0}  # of those at work
+
+    def submit(self, command: list[str], called: str, slot: int) -> executors.Job:
+        (name,) = command
+        assert slot not in self.slots.values()
+        self.submitted.append(name)
+        self.asked[name], self.slots[name] = 0, slot
+        self.most = max(self.most, len(self.asked))
+        return executors.Job("local", name, "here")
+
+    def log(self, job: executors.Job) -> Path:
+        return Path(f"{job.number}.err")
+
+    def going_on(self, run: Any, folder: Path) -> bool:
+        if run.name not in self.asked:
+            return False
+        self.asked[run.name] += 1
+        if self.asked[run.name] < 2:
+            return True
+        del self.asked[run.name], self.slots[run.name]
+        run.lacks = run.lacks if run.name == self.failing else []
+        return False
+
+
+class FakeRun:
+    def __init__(self, name: str, folder: Path, lacks: int = 2) -> None:
+        self.name, self.directory, self.lacks = name, folder / name, [("cell", "metric")] * lacks
+        self.job = type("Job", (), {"method": name, "seed": 0})
+        self.directory.mkdir()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_each_run_is_submitted_once_unless_it_has_its_numbers_or_is_worked_on(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, *rest = (FakeRun(name, tmp_path, lacks=2 * (name != "done")) for name in ("done", "held", "a", "b", "c"))
+    queue, seen = Queue(failing="b", held="held"), []
+    monkeypatch.setattr(executors, "POLL_SECONDS", 0)
+    monkeypatch.setattr(executors, "_going_on", queue.going_on)
+    monkeypatch.setattr(runner, "missing", lambda run: run.lacks)
+    runs = [done, *rest]
+    outcome = executors.carry_out(
+        runs,  # type: ignore[arg-type]
+        [[run.name] for run in runs],
+        queue,  # type: ignore[arg-type]
+        most,
+        lambda *report: seen.append(report[:3]),
+    )
+    assert queue.submitted == ["a", "b", "c"]
+    assert queue.most == most
+    assert outcome.finished == 4
+    assert outcome.errors == ["b seed 0: 2 numbers are missing: see b.err"]
+    assert seen[-1] == ("jobs", 5, 5)
+    assert list(tmp_path.rglob("job.json")) == []
