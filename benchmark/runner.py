@@ -484,7 +484,10 @@ def _alone_in(directory: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def holder(directory: Path) -> str:
