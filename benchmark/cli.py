@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -52,6 +53,16 @@ MaxTime = Annotated[
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what these runs have and start again.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option("--executor", help="local or slurm: submit each run as a job through submitit, and wait for all."),
+]
+MaxJobs = Annotated[
+    int, typer.Option("--max-jobs", help="At work or queued at once; default: one a GPU or core, on SLURM all.", min=0)
+]
+Slurm = Annotated[
+    list[str], typer.Option("--slurm", help="Of each job, as sbatch has it: partition=gpu, time=600; repeatable.")
+]
 Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(tables.FORMATS)}.")]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead of your own.")
@@ -72,7 +83,12 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in ("run", "reproduce"):
+        raise UserError(f"bench {context.invoked_subcommand} is for one process: torchrun starts run and reproduce")
     if version:
         print(f"muni-bench {__version__}")
         raise typer.Exit
@@ -171,6 +187,9 @@ def run(
     plan: Plan = False,
     fresh: Fresh = False,
     all_cells: Annotated[bool, typer.Option("--all-cells", help="many_to_one from every subset.")] = False,
+    executor: ExecutorName = "",
+    max_jobs: MaxJobs = 0,
+    slurm: Slurm = [],
 ) -> None:
     """Train methods, sample every cell of the tasks and score it. Resumes where it stopped.
 
@@ -178,7 +197,9 @@ def run(
     """
     preset = _preset(preset)
     jobs = [_job(name, dataset, preset, number, task, all_cells) for number in _seeds(seed) for name in method]
-    _carry_out(jobs, runs, set_, device, max_time, plan, fresh)
+    words = ["run", "--dataset", dataset, *_words("--task", task), *["--all-cells"] * all_cells]
+    away = Away(executor, max_jobs, slurm, words) if executor or slurm else None
+    _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away)
 
 
 def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], every_subset: bool) -> tables.Job:
@@ -215,6 +236,9 @@ def reproduce(
     plan: Plan = False,
     fresh: Fresh = False,
     format: Format = "term",
+    executor: ExecutorName = "",
+    max_jobs: MaxJobs = 0,
+    slurm: Slurm = [],
 ) -> None:
     """Run what a table lacks, resume what stopped, and print it beside the paper's numbers.
 
@@ -225,7 +249,8 @@ def reproduce(
     loaded = _table(table, preset)
     names = registry.card("dataset", loaded.dataset).modalities
     jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
-    outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, quiet=True)
+    away = Away(executor, max_jobs, slurm, ["reproduce", table]) if executor or slurm else None
+    outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away, quiet=True)
     if not plan:
         print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
         for why in _absent(loaded).values() if not method else ():
@@ -251,7 +276,7 @@ def _suggest(
 
 def _same(runs: Path, overrides: list[str]) -> str:
     """The options with which a further command finds the same runs."""
-    words = [word for each in overrides for word in ("--set", each)] + (["--runs", str(runs)] if runs != RUNS else [])
+    words = _words("--set", overrides) + (["--runs", str(runs)] if runs != RUNS else [])
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
@@ -622,10 +647,12 @@ def _carry_out(
     max_minutes: float,
     plan: bool,
     fresh: bool,
+    away: Away | None = None,
     quiet: bool = False,
 ) -> Outcome | None:
-    """Run jobs with progress; say what would run with `plan`; print the rows' means unless `quiet`."""
+    """Run jobs with progress, here or `away`; say what would run with `plan`; print the rows' means unless `quiet`."""
     from benchmark import runner
+    from benchmark.processes import here
 
     prepared = [runner.prepare(job, runs, overrides) for job in jobs]
     if plan:
@@ -636,8 +663,19 @@ def _carry_out(
                 f"{each.config.updates} updates  {each.directory}"
             )
         return None
-    with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
-        outcome = runner.execute(prepared, _device(device), report, 60 * max_minutes or None, fresh)
+    if away is None:
+        device = _device(device)
+        if not here().main:
+            runner.follow(prepared, device)
+            raise typer.Exit
+        with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
+            outcome = runner.execute(prepared, device, report, 60 * max_minutes or None, fresh)
+    else:
+        if fresh:
+            raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
+        more = [*_words("--set", overrides), *_words("--device", filter(None, [device])), "--runs", str(runs)]
+        more += _words("--max-time", [str(max_minutes)] if max_minutes else [])
+        outcome = _submit(prepared, away, runs, more)
     for error in outcome.errors:
         print(f"bench: {error}", file=sys.stderr)
     if not quiet:
@@ -645,6 +683,41 @@ def _carry_out(
         if outcome.errors:
             raise typer.Exit(1)
     return outcome
+
+
+@dataclass(frozen=True)
+class Away:
+    """Where runs are carried out as jobs: by which executor, how many at once, and the words of a job's command."""
+
+    executor: str
+    most: int
+    slurm: list[str]
+    words: list[str]
+
+
+def _submit(prepared: list[Run], away: Away, runs: Path, more: list[str]) -> Outcome:
+    """Submit what lacks numbers and wait for it."""
+    tables.known_name(away.executor, ("local", "slurm"), "executor", "--executor")
+    if find_spec("submitit") is None:
+        from benchmark.doctor import install_command
+
+        raise UserError(f"--executor {away.executor}: submitit is missing: {install_command('scale')}")
+    from benchmark import executors
+
+    executor = executors.Executor(away.executor, runs, away.slurm)
+    of_run = [["--method", run.job.method, "--preset", run.job.preset, "--seed", str(run.job.seed)] for run in prepared]
+    commands = [[sys.executable, "-m", "benchmark.cli", *away.words, *words, *more] for words in of_run]
+    try:
+        with _progress() as report:
+            return executors.carry_out(prepared, commands, executor, away.most, report)
+    except executors.Left as left:
+        print(f"bench: {left}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _words(option: str, values: Iterable[str]) -> list[str]:
+    """Words of a command that give an option each of the values."""
+    return [word for value in values for word in (option, value)]
 
 
 @contextmanager
@@ -809,6 +882,14 @@ def _preset(name: str) -> str:
 def _device(name: str) -> str:
     import torch
 
+    from benchmark import processes
+
+    if processes.started() > 1:
+        if find_spec("accelerate") is None:
+            from benchmark.doctor import install_command
+
+            raise UserError(f"no {processes.started()} processes: accelerate is missing: {install_command('scale')}")
+        return processes.join(name)
     if not name:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -28,6 +28,7 @@ BLOCKS = {
     "polymnist": "every cell of polymnist_quadrant_labels",
     "spoken-digits": "every cell of spoken_digits",
     "image-text-audio": "every cell of image_text_audio",
+    "scale": "several processes (torchrun) and --executor",
     "dev": "make test and make check",
 }
 LEAST_FREE = 2**30  # bytes: a run of the paper preset keeps a few hundred MB

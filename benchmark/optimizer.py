@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from benchmark.config import Config
+from benchmark.processes import here
 
 
 class Optimizer:
@@ -28,6 +29,8 @@ class Optimizer:
         self._starts = [0, *accumulate(each.numel() for each in self._parameters)]
         self._gathered: tuple[bool, ...] = ()  # which weights had a gradient when the runs were made
         self._runs: list[tuple[int, int]] = []  # neighbouring weights with a gradient and equally many steps
+        self._gradient = self._weights[:0]  # of all runs, one after the other
+        self._processes = here()
         self._adam: torch.optim.AdamW | None = None
         self._average_step = get_ema_multi_avg_fn(1 - 1 / config.ema_updates)
 
@@ -42,6 +45,7 @@ class Optimizer:
             for run, (first, last) in zip(runs, self._runs, strict=True):
                 gradients = (each.grad for each in self._parameters[first:last])
                 torch.cat([_flat(each) for each in gradients if each is not None], out=run.grad)
+            self._processes.average(self._gradient)
             torch.nn.utils.clip_grad_norm_(runs, self._config.clip_norm)
             self._adam.param_groups[0]["lr"] = learning_rate
             self._adam.step()
@@ -74,11 +78,13 @@ class Optimizer:
         parts = [slice(self._starts[first], self._starts[last]) for first, last in self._runs]
         runs = [nn.Parameter(self._weights[part]) for part in parts]
         self._adam = None
+        self._gradient = self._weights.new_empty(sum(run.numel() for run in runs))
         if runs:
             rate, decay, betas = self._config.learning_rate, self._config.weight_decay, (0.9, self._config.beta2)
             self._adam = torch.optim.AdamW(runs, lr=rate, weight_decay=decay, betas=betas, fused=True)
-        for run, part, (first, _) in zip(runs, parts, self._runs, strict=True):
-            run.grad = torch.empty_like(run)
+        gradients = self._gradient.split([run.numel() for run in runs])
+        for run, gradient, part, (first, _) in zip(runs, gradients, parts, self._runs, strict=True):
+            run.grad = gradient
             assert self._adam is not None
             self._adam.state[run] = {
                 "step": torch.tensor(float(self._steps[first]), device=run.device),

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 import resource
 import shutil
 import signal
@@ -24,17 +25,18 @@ from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, Us
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
+from benchmark.processes import here
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
-from benchmark.train import CHECKPOINT, Progress, Trainer, carry_on, load_average, write_file
+from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average, write_file
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 _THREADS = torch.get_num_threads()
 # The core's files that a trained weight depends on, and those that a score depends on besides.
-_TRAINS, _SCORES = ("train.py", "optimizer.py", "runtime.py"), ("evaluate.py", "criteria.py")
+_TRAINS, _SCORES = ("train.py", "optimizer.py", "runtime.py", "processes.py"), ("evaluate.py", "criteria.py")
 
 
 class Stopped(Exception):
@@ -118,11 +120,13 @@ def execute(
 ) -> Outcome:
     """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
 
-    Raises Stopped when interrupted or out of time; UserError for what only the user can mend.
+    Of several processes the main one does this, and the others `follow`. Raises Stopped when interrupted or out of
+    time; UserError for what only the user can mend.
     """
     outcome = Outcome()
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    with _stop_on_signal() as stopped:
+    with _stop_on_signal() as stopped, contextlib.ExitStack() as at_last:
+        at_last.callback(here().dismiss)
         for run in runs:
             if not fresh and not missing(run):
                 outcome.finished += 1
@@ -147,7 +151,29 @@ def execute(
                     reason = one_line(f"error: {type(error).__name__}: {error}")
                     _append(run, device, _without_score(run, reason))
                     outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
+                    if not here().listening:
+                        raise UserError(f"{outcome.errors[-1]}: the same command goes on without it") from error
     return outcome
+
+
+def follow(runs: Iterable[Run], device: str) -> None:
+    """What a process beside the main one does while that executes the same runs: its share of their training.
+
+    Raises UserError where it cannot.
+    """
+    by_id = {run.run_id: run for run in runs}
+    with _stop_on_signal():  # the main process says when to stop
+        for run_id in here().words():
+            run = by_id[run_id]
+            try:
+                data = registry.load("dataset", run.job.dataset)(run.config, device)
+                trainer_of(run, data, device).run(lambda progress: None)
+            except Diverged:
+                pass  # in every process alike; the main one says so
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(one_line(f"process {here().rank}: {type(error).__name__}: {error}")) from error
 
 
 def _without_score(run: Run, reason: str) -> list[Result]:
@@ -175,7 +201,8 @@ def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progres
 
 def machine(device: str) -> dict[str, Any]:
     """What a result says of where it was computed."""
-    return {"commit": commit(), "torch": torch.__version__, "device": device_name(device)}
+    several = f"{here().count} x " if here().count > 1 else ""
+    return {"commit": commit(), "torch": torch.__version__, "device": several + device_name(device)}
 
 
 def build(run: Run, data: Any, device: str) -> Any:
@@ -255,7 +282,8 @@ def _train(
     if not trainer.progress.done:
         what = f"{registry.stem(run.job.method)} seed {run.job.seed}: training"
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
+        with here().calling(run.run_id, Diverged):
+            trainer.run(lambda p: report(what, p.updates, p.of, f"loss {p.loss:.4f}"), stopped, left)
     if not trainer.progress.done:
         raise Stopped
     return trainer.average.eval(), trainer.progress
@@ -453,12 +481,33 @@ def _alone_in(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working on this run: wait for it, or stop it") from None
-        yield
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def holder(directory: Path) -> str:
+    """The number of the process that works in a run directory; empty where none does."""
+    with contextlib.suppress(FileNotFoundError), (directory / _LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read() or "unknown"
+    return ""
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks to stop at the next whole step; a second Ctrl-C stops at once."""
+    """The first Ctrl-C or SIGTERM asks to stop at the next whole step; a second one stops at once.
+
+    A job of submitit's is asked by SIGTERM or SIGUSR2, before its time ends or another takes its place; Ctrl-C is meant
+    for the process that waits for it.
+    """
+    numbers = (signal.SIGTERM, signal.SIGUSR2 if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGINT)
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -468,7 +517,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         asked = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in numbers}
     except ValueError:  # not in the main thread: somebody else handles signals
         before = {}
     try:

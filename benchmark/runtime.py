@@ -24,20 +24,32 @@ class Draws:
     The k-th draw of one name differs from the first, and draws of other names do not move it. Rows
     come in blocks of `block`, each with a generator of its own, so neither the batch size nor the
     number of rows changes what a row gets; `first_row` is where these rows begin.
+
+    `share`, (rank, shares): rows are dealt out like cards, and these are the rank-th player's: every shares-th row. So
+    the whole's first rows are spread evenly, too, where they are treated apart.
     """
 
     def __init__(
-        self, *purpose: object, rows: int, device: str | torch.device = "cpu", block: int = 256, first_row: int = 0
+        self,
+        *purpose: object,
+        rows: int,
+        device: str | torch.device = "cpu",
+        block: int = 256,
+        first_row: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if first_row % block:
             raise ValueError(f"first_row {first_row} is not a multiple of the block of {block} rows")
-        self.rows, self.device = rows, torch.device(device)
+        self._rank, self.shares = share
+        if rows % self.shares:
+            raise ValueError(f"{rows} rows cannot be dealt out evenly to {self.shares}")
+        self._whole, self.rows, self.device = rows, rows // self.shares, torch.device(device)
         self._purpose, self._block, self._first = purpose, block, first_row // block
         self._generator = torch.Generator(self.device)
         self._calls: dict[str, int] = {}
 
     def normal(self, name: str, *shape: int) -> Tensor:
-        """Standard normal, (rows, *shape)."""
+        """Standard normal, (rows of the share, *shape)."""
         return self._draw(name, lambda n: torch.randn(n, *shape, generator=self._generator, device=self.device))
 
     def uniform(self, name: str, *shape: int) -> Tensor:
@@ -54,11 +66,11 @@ class Draws:
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         parts = []
-        for start in range(0, self.rows, self._block):
+        for start in range(0, self._whole, self._block):
             block = self._first + start // self._block
             self._generator.manual_seed(seed_of(*self._purpose, name, call, block))
             whole = sample(self._block)  # a short last block draws the same numbers as a full one
-            parts.append(whole[: self.rows - start])
+            parts.append(whole[(self._rank - start) % self.shares : self._whole - start : self.shares])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -26,6 +26,7 @@ from benchmark.api import Batch, Dataset, UserError
 from benchmark.config import Config
 from benchmark.files import write_atomic
 from benchmark.optimizer import Optimizer
+from benchmark.processes import here
 from benchmark.runtime import Draws, seed_of
 
 LOG_EVERY = 50  # updates between log lines; checkpoints and stops fall on these, so that logs resume exactly too
@@ -71,6 +72,8 @@ class Trainer:
         self.model: Any = model  # a Method; nn.Module does not declare `loss`
         self.average = average.requires_grad_(False)
         self.data, self.config, self.seed, self.device = data, config, seed, device
+        self.processes = here()
+        self.processes.check_shares(batch_rows=config.batch_rows, word_rows=config.word_rows)
         self.directory, self.run_id = directory, run_id
         self.schedule = _schedule(stages, config.updates)
         self.starts = {0, *(end for _, end in self.schedule[:-1])}
@@ -91,8 +94,14 @@ class Trainer:
     ) -> Progress:
         """Train to the end of the budget, until `stop()` or for `max_seconds`; checkpoint; return the progress.
 
-        Raises Diverged when the loss is not finite, and UserError where nothing can be written.
+        Of several processes the main one says when, and alone writes. Raises Diverged when the loss is not finite, and
+        UserError where nothing can be written, or where the processes do not begin at one checkpoint.
         """
+        if (begun := self.processes.agree(self.updates)) != self.updates:
+            raise UserError(
+                f"{self.directory}: process {self.processes.rank} finds update {self.updates} there, and the main one "
+                f"update {begun}: give all of them one folder of runs"
+            )
         started = saved = time.monotonic()
         before = self.seconds
         log = _log_until(self.directory / LOG, self.updates)
@@ -102,12 +111,13 @@ class Trainer:
             self.seconds = before + now - started
             log.append(json.dumps({"update": self.updates, **parts}) + "\n")
             report(self.progress)
-            late = max_seconds is not None and now - started >= max_seconds
-            if now - saved > CHECKPOINT_SECONDS or late or stop() or self.progress.done:
+            over = stop() or self.progress.done or (max_seconds is not None and now - started >= max_seconds)
+            due, over = self.processes.agree((over or now - saved > CHECKPOINT_SECONDS, over))
+            if due:
                 self._save(log)
                 saved = now
-                if late or stop():
-                    break
+            if over:
+                break
         return self.progress
 
     @property
@@ -123,7 +133,7 @@ class Trainer:
                 total[name] = total[name] + value if name in total else value
         for averaged, trained in zip(self.average.buffers(), self.model.buffers(), strict=True):
             averaged.copy_(trained)
-        means = {name: float(value) / count for name, value in total.items()}
+        means = self.processes.means({name: float(value) / count for name, value in total.items()})
         if not all(map(math.isfinite, means.values())):
             raise Diverged(f"the loss is not finite between updates {self.updates - count + 1} and {self.updates}")
         self.loss = means["loss"]
@@ -132,8 +142,8 @@ class Trainer:
     def update(self) -> tuple[Tensor, dict[str, Tensor]]:
         if self.updates in self.starts and hasattr(self.model, "begin"):
             self.model.begin(self._stage(), self.data)
-        rows = self.config.batch_rows
-        draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device)
+        rows, share = self.config.batch_rows, (self.processes.rank, self.processes.count)
+        draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device, share=share)
         batch = training_batch(self.data, draws, self.seed, self.updates)
         with autocast(self.config, self.device):
             loss, parts = self.model.loss(batch, self._stage(), draws)
@@ -153,6 +163,8 @@ class Trainer:
         """
         if not self.optimizer.finite():
             raise Diverged(f"a weight is not finite after update {self.updates}")
+        if not self.processes.main:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}

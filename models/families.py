@@ -163,10 +163,10 @@ class Texts(Family):
 
     def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Squared distance of the projection from the feature, and for the batch's first rows, weighted by how few
-        they are, the words' cross-entropy."""
+        they are, the words' cross-entropy. Of a share of a batch they are the first rows as well."""
         projected = self.decoder(z)
         loss = (projected - x[0, :, : self.size]).square().mean(-1)
-        first = min(self.config.word_rows, len(loss))
+        first = min(self.config.word_rows // draws.shares, len(loss))
         if first:
             words = self.decoder.cross_entropy(projected[:first], x[0, :first, self.size :].long())
             weight = self.config.word_weight * len(loss) / first

@@ -654,6 +654,7 @@ def test_doctor_names_missing_packages_what_they_block_and_the_command(monkeypat
         "polymnist": "ok",
         "spoken-digits": "ok",
         "image-text-audio": "missing",
+        "scale": "ok",
         "dev": "ok",
     }
     assert seen["plots"].what == 'extra "plots": matplotlib; blocks the pictures of bench sample'

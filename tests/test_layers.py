@@ -17,6 +17,7 @@ LAYERS = (
     {"benchmark", "benchmark.api"},
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
     {
+        "benchmark.processes",
         "benchmark.runtime",
         "benchmark.samples",
         "benchmark.trained",
@@ -27,7 +28,7 @@ LAYERS = (
     },
     {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
-    {f"benchmark.{name}" for name in ("conform", "doctor", "grids", "profile", "sheets", "show", "tune")},
+    {f"benchmark.{name}" for name in ("conform", "doctor", "executors", "grids", "profile", "sheets", "show", "tune")},
     {"benchmark.cli"},
 )
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")

@@ -18,7 +18,7 @@ from benchmark.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What the paper's image-text-audio track needs must never reach the core.
-HEAVY = {"torchvision", "torchaudio", "transformers", "diffusers", "datasets", "matplotlib"}
+HEAVY = {"torchvision", "torchaudio", "transformers", "diffusers", "datasets", "matplotlib", "accelerate", "submitit"}
 HEAVY |= {"scikit-image", "skimage", "scikit-learn", "sklearn", "pillow", "PIL"}  # distributions and their modules
 SLOW = {"torch", "pandas", "scipy", "numpy"}
 

@@ -1,0 +1,134 @@
+"""One job in several processes, as torchrun starts them: which of them this is, and all that they say to each other.
+
+The main process does everything; the others train with it the runs that it names, each on its share of every batch.
+A process alone is the null case: it agrees with itself, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmark.api import UserError
+
+PATIENCE = timedelta(days=30)  # the others wait as long while the main process scores
+
+
+class Processes:
+    """A process alone; `Together` is one of several."""
+
+    rank, count = 0, 1
+    listening = True  # whether the others wait for a word of the main process
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def check_shares(self, **numbers: int) -> None:
+        """Raises UserError for a number, by its field's name, that cannot be shared out evenly."""
+        for field, number in numbers.items():
+            if number % self.count:
+                more = -(-number // self.count) * self.count
+                raise UserError(
+                    f"{field} {number} cannot be shared out evenly among {self.count} processes: "
+                    f"start another number of them, or pass --set {field}={more}"
+                )
+
+    def agree(self, value: Any) -> Any:
+        """The main process's value."""
+        return value
+
+    def average(self, tensor: Tensor) -> None:
+        """Replace the tensor by its mean over the processes."""
+
+    def means(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value's mean over the processes."""
+        return values
+
+    @contextlib.contextmanager
+    def calling(self, word: str, of_all: type[Exception]) -> Iterator[None]:
+        """Inside, the others do with the main process what the word names; then they listen again.
+
+        So they do after an error of the kind that befalls all alike; after any other nobody knows where they stand.
+        """
+        self.agree(word)
+        self.listening = False
+        try:
+            yield
+        except of_all:
+            self.listening = True
+            raise
+        self.listening = True
+
+    def dismiss(self) -> None:
+        """Tell the others, if they listen, that there is nothing more to do."""
+        if self.listening:
+            self.agree(None)
+
+    def words(self) -> Iterator[str]:
+        """What the main process calls the others to do, until it dismisses them."""
+        while (word := self.agree(None)) is not None:
+            yield word
+
+
+class Together(Processes):
+    """One of the processes that torchrun started, with a GPU of its own where there are GPUs and `cpu` is not said."""
+
+    def __init__(self, cpu: bool) -> None:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=cpu, timeout=PATIENCE)
+        self.rank, self.count, self.device = state.process_index, state.num_processes, state.device
+
+    def agree(self, value: Any) -> Any:
+        from accelerate.utils import broadcast_object_list
+
+        (agreed,) = broadcast_object_list([value])
+        return agreed
+
+    def average(self, tensor: Tensor) -> None:
+        from accelerate.utils import reduce
+
+        tensor.copy_(reduce(tensor, "mean"))
+
+    def means(self, values: dict[str, float]) -> dict[str, float]:
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        self.average(numbers)
+        return dict(zip(values, numbers.tolist(), strict=True))
+
+
+_here = Processes()
+
+
+def here() -> Processes:
+    """This process among those of its job."""
+    return _here
+
+
+def started() -> int:
+    """How many processes torchrun started; 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(device: str) -> str:
+    """Meet the processes that torchrun started beside this one; the device of this one: "cpu" or a GPU of its own.
+
+    Raises UserError for a device that they cannot share.
+    """
+    global _here
+    if device not in ("", "cpu", "cuda"):
+        raise UserError(
+            f"--device {device}: of several processes each takes a GPU of its own: say cpu, cuda or nothing"
+        )
+    gpus, beside = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_gpus = device == "cuda" or (not device and gpus > 0)
+    if on_gpus and gpus < beside:
+        raise UserError(f"{beside} processes and {gpus} GPUs here: start one for each at most, or say --device cpu")
+    _here = Together(cpu=not on_gpus)
+    return str(_here.device)

@@ -1,0 +1,311 @@
+"""Runs as jobs of submitit: side by side, left and found again, stopped and gone on with, here and on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from benchmark import cli, executors, runner
+from benchmark.api import UserError
+from tests.processes import SMALL, bench, checkpoint_of, rows
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 240  # a command takes about twenty
+submitit = pytest.importorskip("submitit", reason="jobs need the extra scale")
+
+
+def words(*methods: str) -> list[str]:
+    return ["run", *(word for method in methods for word in ("--method", method)), "--task", "uncond", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of two runs one after the other in one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert bench(*words("muni", "mopoe"), "--runs", folder).status == 0
+    return folder
+
+
+def start(*arguments: object, err: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
+    """The command in a session of its own, as from a terminal."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "benchmark.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True
+    )
+
+
+def finish(*arguments: object) -> tuple[int, str, str]:
+    with start(*arguments) as process:
+        out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def until(look: Callable[[], Any]) -> Any:
+    """What `look` finds, as soon as it is anything."""
+    for _ in range(10 * SECONDS):
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come to pass")
+
+
+def submitted(runs: Path) -> int:
+    return len(list((runs / ".jobs").glob("*_submitted.pkl")))
+
+
+def holders(runs: Path) -> list[str]:
+    """Numbers of the processes that work on runs."""
+    return [number for lock in runs.rglob("lock") if (number := runner.holder(lock.parent))]
+
+
+@pytest.mark.slow
+def test_two_jobs_side_by_side_that_are_left_and_found_again(whole: Path, runs: Path) -> None:
+    command = [*words("muni", "mopoe"), "--runs", runs, "--executor", "local", "--max-jobs", "2"]
+    with (runs / "err").open("w") as file, start(*command, err=file) as process:
+        until(lambda: len(list(runs.rglob("job.json"))) == 2)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to everything that was started there
+        assert process.wait(SECONDS) == 130
+    numbers = [json.loads(path.read_text())["number"] for path in runs.rglob("job.json")]
+    (line,) = (line for line in (runs / "err").read_text().splitlines() if line.startswith("bench: jobs go on: local "))
+    assert all(number in line for number in numbers)
+    assert submitted(runs) == 2
+    assert rows(runs) == []
+    assert finish(*command)[0] == 0  # waits for them
+    assert submitted(runs) == 2
+    assert rows(runs) == rows(whole)
+    assert list(runs.rglob("job.json")) == []
+    began = time.monotonic()
+    status, out, _ = finish(*command)
+    assert (status, submitted(runs)) == (0, 2)
+    assert "mopoe            uncond" in out
+    assert time.monotonic() - began < SECONDS / 4
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_is_missing_and_goes_on_at_the_next_call(whole: Path, runs: Path) -> None:
+    command = [*words("muni"), "--runs", runs, "--executor", "local"]
+    with start(*command) as process:
+        (holder,) = until(lambda: holders(runs))
+        os.kill(int(holder), signal.SIGTERM)
+        _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("bench: muni seed 0: 4 numbers are missing: see "))
+    log = Path(line.rpartition(" see ")[2]).read_text()
+    assert log.splitlines()[-1] == "bench: stopped; the same command goes on where it stopped"
+    assert checkpoint_of(runs).with_name("train.jsonl").read_text().startswith('{"update": 50,')
+    status, out, _ = finish(*command)
+    assert status == 0
+    assert rows(runs) == [row for row in rows(whole) if row[4] == "muni"]
+    assert "muni             uncond" in out
+
+
+CLUSTER = {
+    "sbatch": """n=100; while [ -e "$CLUSTER/$n" ]; do n=$((n + 1)); done
+cp "$1" "$CLUSTER/$n.sh"
+SLURM_JOB_ID=$n bash "$CLUSTER/$n.sh" > /dev/null 2>&1 &
+echo $! > "$CLUSTER/$n"
+echo "Submitted batch job $n" """,
+    "srun": """while :; do case "$1" in
+    --unbuffered) shift ;;
+    --output) out=$2; shift 2 ;;
+    --error) err=$2; shift 2 ;;
+    *) break ;;
+esac; done
+name() { echo "$1" | sed "s/%j/$SLURM_JOB_ID/; s/%t/0/"; }
+exec "$@" > "$(name "$out")" 2> "$(name "$err")" """,
+    "sacct": """echo 'JobID|State|NodeList'
+for n; do [ -e "$CLUSTER/$n" ] || continue
+kill -0 "$(cat "$CLUSTER/$n")" 2> /dev/null && state=RUNNING || state=FAILED
+echo "$n|$state|here"; done""",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The three commands of SLURM that are asked, on this machine; not a real cluster."""
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    for name, text in CLUSTER.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("CLUSTER", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_that_is_made_up(cluster: Path, whole: Path, runs: Path) -> None:
+    command = [*words("muni"), "--runs", runs, "--executor", "slurm", "--slurm", "partition=gpu", "--slurm", "time=60"]
+    with start(*command) as process:
+        (holder,) = until(lambda: holders(runs))
+        os.kill(int(holder), signal.SIGUSR2)  # what SLURM sends to the step before its time is over
+        _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, err
+    assert "bench: muni seed 0: 4 numbers are missing: see " in err
+    assert finish(*command)[0] == 0
+    assert rows(runs) == [row for row in rows(whole) if row[4] == "muni"]
+    script = (cluster / "101.sh").read_text().splitlines()
+    wanted = ["job-name=muni-seed0", "partition=gpu", "time=60", "signal=USR2@90", "open-mode=append"]
+    assert {f"#SBATCH --{each}" for each in wanted} <= set(script)
+
+
+def test_a_clusters_parameters_are_submitits(cluster: Path, runs: Path) -> None:
+    made = executors.Executor("slurm", runs, ["gpus_per_node=1", "mem=16GB", "constraint=a100&ib", "account=us"])
+    script = made._submitit._make_submission_file_text("command", "").splitlines()
+    wanted = ["gpus-per-node=1", "mem=16GB", "constraint='a100&ib'", "account=us", "time=1440"]
+    assert {f"#SBATCH --{each}" for each in wanted} <= set(script)
+    assert script[-1].endswith("command")
+    with pytest.raises(UserError, match=r"--slurm: Unavailable parameter.*'gpus'.*gpus_per_node"):
+        executors.Executor("slurm", runs, ["gpus=1"])
+    with pytest.raises(UserError, match="--slurm gpus: write key=value"):
+        executors.Executor("slurm", runs, ["gpus"])
+
+
+def test_without_a_cluster_or_a_folder_one_line_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match='--executor slurm: Could not detect "srun"'):
+        executors.Executor("slurm", runs)
+    with pytest.raises(UserError, match="--slurm goes with --executor slurm"):
+        executors.Executor("local", runs, ["time=3"])
+    (runs / ".jobs").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        executors.Executor("local", runs)
+
+
+def test_a_job_that_the_cluster_refuses_is_one_line(cluster: Path, runs: Path) -> None:
+    (cluster / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    with pytest.raises(UserError, match=r"--executor slurm: not submitted: .*invalid partition"):
+        executors.Executor("slurm", runs).submit(["true"], "name", 0)
+
+
+def test_jobs_of_this_machine_share_out_its_gpus(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    made = executors.Executor("local", runs)
+    assert made.at_once() == 2
+
+    def submit(function: object) -> object:
+        seen.append(made._submitit.parameters["visible_gpus"])
+        return type("Submitted", (), {"job_id": "1"})
+
+    monkeypatch.setattr(made._submitit, "submit", submit)
+    for slot in range(3):
+        made.submit(["true"], "name", slot)
+    assert seen == [(2,), (5,), (2,)]
+
+
+def test_a_number_of_another_process_or_machine_is_no_job_of_ours(tmp_path: Path) -> None:
+    here = executors.socket.gethostname()
+    assert not executors.Job("local", str(os.getpid()), here).going_on(tmp_path)
+    assert not executors.Job("local", "1", "another machine").going_on(tmp_path)
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, "submitit"], stdout=-1) as process:
+        assert process.stdout
+        process.stdout.readline()
+        job = executors.Job("local", str(process.pid), here)
+        assert job.going_on(tmp_path)
+        process.kill()
+        assert until(lambda: not job.going_on(tmp_path))  # though nobody has asked for its status
+
+
+def test_who_holds_a_run_directory(tmp_path: Path) -> None:
+    assert runner.holder(tmp_path) == ""
+    with runner._alone_in(tmp_path):
+        assert runner.holder(tmp_path) == str(os.getpid())
+    assert runner.holder(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "lacking", "line"),
+    [
+        (["--executor", "lokal"], "", "--executor: unknown executor 'lokal'"),
+        (["--executor", "local"], "submitit", "--executor local: submitit is missing: "),
+        (["--executor", "local", "--fresh"], "", "--fresh and --executor do not go together"),
+        (["--slurm", "time=3"], "", "--executor: unknown executor ''"),
+    ],
+)
+def test_what_cannot_be_submitted_is_one_line_and_status_2(
+    more: list[str], lacking: str, line: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    find = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == lacking else find(name))
+    monkeypatch.setattr(sys, "argv", ["bench", *words("muni"), "--runs", str(runs), *more])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"bench: {line}")
+    assert list(runs.iterdir()) == []
+
+
+class Queue:
+    """Stands in for an executor: a job is over when it is asked about a second time, and its run has its numbers then
+    unless it fails."""
+
+    folder = Path("nowhere")
+
+    def __init__(self, failing: str, held: str) -> None:
+        self.failing, self.submitted, self.most = failing, [], 0
+        self.asked, self.slots = {held: 0}, {held: 0}  # of those at work
+
+    def submit(self, command: list[str], called: str, slot: int) -> executors.Job:
+        (name,) = command
+        assert slot not in self.slots.values()
+        self.submitted.append(name)
+        self.asked[name], self.slots[name] = 0, slot
+        self.most = max(self.most, len(self.asked))
+        return executors.Job("local", name, "here")
+
+    def log(self, job: executors.Job) -> Path:
+        return Path(f"{job.number}.err")
+
+    def going_on(self, run: Any, folder: Path) -> bool:
+        if run.name not in self.asked:
+            return False
+        self.asked[run.name] += 1
+        if self.asked[run.name] < 2:
+            return True
+        del self.asked[run.name], self.slots[run.name]
+        run.lacks = run.lacks if run.name == self.failing else []
+        return False
+
+
+class FakeRun:
+    def __init__(self, name: str, folder: Path, lacks: int = 2) -> None:
+        self.name, self.directory, self.lacks = name, folder / name, [("cell", "metric")] * lacks
+        self.job = type("Job", (), {"method": name, "seed": 0})
+        self.directory.mkdir()
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_each_run_is_submitted_once_unless_it_has_its_numbers_or_is_worked_on(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, *rest = (FakeRun(name, tmp_path, lacks=2 * (name != "done")) for name in ("done", "held", "a", "b", "c"))
+    queue, seen = Queue(failing="b", held="held"), []
+    monkeypatch.setattr(executors, "POLL_SECONDS", 0)
+    monkeypatch.setattr(executors, "_going_on", queue.going_on)
+    monkeypatch.setattr(runner, "missing", lambda run: run.lacks)
+    runs = [done, *rest]
+    outcome = executors.carry_out(
+        runs,  # type: ignore[arg-type]
+        [[run.name] for run in runs],
+        queue,  # type: ignore[arg-type]
+        most,
+        lambda *report: seen.append(report[:3]),
+    )
+    assert queue.submitted == ["a", "b", "c"]
+    assert queue.most == most
+    assert outcome.finished == 4
+    assert outcome.errors == ["b seed 0: 2 numbers are missing: see b.err"]
+    assert seen[-1] == ("jobs", 5, 5)
+    assert list(tmp_path.rglob("job.json")) == []
