@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,12 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from baselines import external
 from baselines.external import Runner, answered
+from baselines.runners import serve
 from benchmark.api import Cell, Inapplicable, UserError
 from benchmark.runtime import Draws
 
@@ -59,11 +63,34 @@ def test_every_item_is_answered_in_order_and_the_process_serves_the_next_request
     assert texts(ask(tmp_path / "a", runner, request())) == EXPECTED
     process = runner._process
     assert texts(ask(tmp_path / "b", runner, request())) == EXPECTED
+    (first, *_) = ask(tmp_path / "c", runner, request(("image",)))
+    assert first.keys() == {"image"}  # the same model, asked for something else
     assert runner._process is process and runner.status is None
     facts = json.loads((tmp_path / "b" / "environment.json").read_text())
     assert facts["schema"] == 1 and facts["missing"] == facts["unexpected"] == [] and facts["python"]
     runner.stop()
     assert runner.status == -signal.SIGKILL
+
+
+def test_what_runners_share_needs_the_standard_library_alone_and_an_old_python() -> None:
+    path = external.RUNNERS / "serve.py"
+    tree = ast.parse(path.read_text(), feature_version=(3, 6))
+    at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_once for alias in node.names if isinstance(node, ast.Import)}
+    assert names and names <= sys.stdlib_module_names and all(isinstance(node, ast.Import) for node in at_once)
+
+
+def test_a_seed_is_that_of_python_numpy_and_torch() -> None:
+    def drawn(seed: int) -> list[float]:
+        serve.seed_all(seed)
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    first, other, again = drawn(7), drawn(8), drawn(7)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.random.set_rng_state(before[2])
 
 
 def test_what_is_answered_is_not_asked_again(tmp_path: Path, runner: Runner) -> None:
