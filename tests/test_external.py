@@ -22,10 +22,13 @@ from torch import Tensor
 from baselines import external
 from baselines.external import Runner, answered
 from baselines.runners import serve
+from benchmark import registry
 from benchmark.api import Cell, Inapplicable, UserError
 from benchmark.runtime import Draws
+from tests.external import RATES
 
 STAND_IN = Path(__file__).parent / "runners" / "stand_in.py"
+OUTSIDE = [path for name in RATES for path in (external.RUNNERS / f"{name}.py", STAND_IN.parent / f"{name}_tiny.py")]
 ITEMS = [f"{row:06d}" for row in range(5)]
 
 
@@ -70,6 +73,31 @@ def test_every_item_is_answered_in_order_and_the_process_serves_the_next_request
     assert facts["schema"] == 1 and facts["missing"] == facts["unexpected"] == [] and facts["python"]
     runner.stop()
     assert runner.status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_what_is_known_of_a_model_is_what_the_suite_needs(name: str) -> None:
+    entry = external.known(name)
+    assert registry.load("method", name).name == name and registry.card("method", name).label == entry["label"]
+    for key in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
+        assert entry[key], key
+    assert len(entry["revision"]) == 40 and any(entry["revision"] in line for line in entry["setup"])
+    assert entry["gigabytes"] > 0 and entry["sample_rate"] == RATES[name]
+    assert entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
+    assert set(entry["settings"]).isdisjoint(external.HERE)
+    guide = (registry.ROOT / "docs" / "external" / f"{name}.md").read_text()
+    for line in entry["setup"] if name != "flowbind" else [f"baselines/runners/{name}.toml"]:  # which it names instead
+        assert line in guide
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=[path.stem for path in OUTSIDE])
+def test_what_runs_outside_is_of_old_python_and_imports_nothing_of_the_suite(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {name.partition(".")[0] for name in imported}
+    writers_may = {"data_prep"} if path.parent != external.RUNNERS else set()
+    assert names and not names & {"benchmark", "baselines", "models", "data_prep", "tests"} - writers_may
 
 
 def test_what_runners_share_needs_the_standard_library_alone_and_an_old_python() -> None:
