@@ -6,6 +6,7 @@ work tree, and NAME/python, an executable or a link to that of a virtual environ
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,16 +14,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from baselines import external
 from baselines.external import Runner, answered
-from benchmark import registry
-from benchmark.api import Cell
+from benchmark import records, registry, tables
+from benchmark.api import TASKS, Cell, cells
+from benchmark.cli import app
 from benchmark.runtime import Draws
 from benchmark.samples import write_png, write_wav
+from tests.tiny import shared
 
 MODALITIES = ("text", "image", "audio")
 RATES = {"codi": 16000, "flowbind": 16000, "omniflow": 16000, "tangoflux": 44100, "unifiedio2": 16000}  # Hz, made
@@ -83,6 +88,28 @@ def write_tiny(name: str, folder: Path, directory: Path | None = None) -> None:
         command, cwd=directory or place(name) / "repository", capture_output=True, text=True, timeout=LIMIT
     )
     assert made.returncode == 0, made.stderr[-3000:]
+
+
+MODEL = """
+label = "the stand-in"
+sample_rate = 4000
+seconds_to_load = 20
+seconds_per_item = 20
+refused = { uncond = "it needs to hear something" }
+directions = ["text -> image+audio", "audio -> text", "image -> text"]
+settings = { steps = 5 }
+"""
+
+
+def put_runner(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """tests/runners/stand_in.py as the only model that there is, of that name. Returns a file, for its checkpoint."""
+    runners = folder / "runners"
+    runners.mkdir()
+    (runners / f"{name}.toml").write_text(MODEL)
+    path = str(WRITERS / "stand_in.py")
+    (runners / f"{name}.py").write_text(f"import runpy; runpy.run_path({path!r}, run_name='__main__')")
+    monkeypatch.setattr(external, "RUNNERS", runners)
+    return runners / f"{name}.toml"
 
 
 # ------------------------------------------------------------------------------------------ asking
@@ -153,6 +180,64 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple):
         return torch.equal(one[0], other[0])
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+# ------------------------------------------------------------------------------------------ rows of a table
+
+DIRECTIONS = [cell for task in TASKS for cell in cells("spoken_digits", MODALITIES, task)]
+
+
+def reproduced(name: str, folder: Path, *options: str) -> pd.DataFrame:
+    """`bench reproduce` of a table that has the model, real rows and every direction: the table's own CSV.
+
+    folder: of the table's file and of the runs.
+    """
+    columns = [
+        f'[[column]]\nheader = "{cell.stem}"\nmetric = "digit_agreement"\ndigits = 4\n'
+        f"cells = [{{ given = {list(cell.given)}, want = {list(cell.want)} }}]\nbetter = 'neither'\n"
+        for cell in DIRECTIONS
+    ]
+    (folder / "own.toml").write_text(
+        f'id = "own"\ntitle = "Own"\ndataset = "spoken_digits"\nmethods = []\nreferences = ["{name}"]\n'
+        'sanity = ["real"]\nseeds = { smoke = 1, gpu = 1 }\n' + "".join(columns)
+    )
+    sizes = ["--set", "evaluation_rows=2", "--set", "unconditional_rows=2"]
+    command = ["reproduce", str(folder / "own.toml"), "--device", "cpu", "--runs", str(folder / "runs"), *sizes]
+    answer = CliRunner().invoke(app, [*command, "--preset", "smoke", "--format", "csv", *options])
+    if answer.exception is not None and not isinstance(answer.exception, SystemExit):
+        raise answer.exception
+    assert answer.exit_code == 0, answer.output
+    lines = [line for line in answer.output.splitlines() if line.startswith(("own,", "table,"))]
+    return pd.read_csv(io.StringIO("\n".join(lines)), keep_default_na=False)
+
+
+def share_spoken_digits(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache for all of these tests, whose codecs and judges are trained once; skips where packages are missing."""
+    for package in ("datasets", "sklearn", "PIL"):
+        pytest.importorskip(package, reason="spoken_digits needs the extra spoken-digits")
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(shared(tmp_path_factory) / "spoken-cache"))
+
+
+def check_rows(name: str, folder: Path) -> pd.DataFrame:
+    """A stand-in's rows from raw inputs to the table: scored and marked where it has a direction, else n/a and why.
+
+    Returns the rows of results.csv.
+    """
+    table = reproduced(name, folder)
+    measured = table[table["block"] == "measured"].set_index(["method", "column"])
+    rows = records.load(folder / "runs" / "results.csv")
+    own = rows[rows["method"] == name].set_index(["given", "want"])
+    for cell in DIRECTIONS:
+        row, shown = own.loc["+".join(cell.given), "+".join(cell.want)], measured.loc[name, cell.stem]
+        if why := external.refusal(external.known(name), cell):
+            assert row["status"] == shown["status"] == shown["notes"] == f"n/a: {why}"
+            continue
+        assert row["status"] == "ok" and row["n"] == 2 and row["protocol"].endswith(records.STAND_IN), row["status"]
+        assert float(shown["value"]) == row["value"] and tables.STAND_IN in shown["notes"]
+        beside = measured.loc["real", cell.stem]
+        assert beside["status"] == "ok" and tables.STAND_IN not in beside["notes"]
+    assert len(own) == len(DIRECTIONS)
+    return rows
 
 
 # ------------------------------------------------------------------------------------------ faults

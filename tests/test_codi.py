@@ -28,10 +28,12 @@ from tests.external import (
     ask,
     bound,
     change,
+    check_rows,
     driven,
     linked,
     python,
     set_up,
+    share_spoken_digits,
     thing,
     things,
     write_tiny,
@@ -219,6 +221,18 @@ def test_every_direction_from_raw_inputs_to_outputs(
     assert facts["missing"] == facts["unexpected"] == [] and facts["packages"]["transformers"]
     assert {"CoDi_encoders.pth", "clip-vit-large-patch14/vocab.json"} <= {each["file"] for each in facts["checkpoint"]}
     assert method.protocol()["settings"] == {**ENTRY["settings"], **SMALL}
+
+
+@needs_codi
+@pytest.mark.slow
+def test_random_weights_come_to_rows_of_a_table(
+    tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_thread(monkeypatch)
+    keys = {**SMALL, "stand_in": True}
+    set_up("codi", tmp_path, monkeypatch, python("codi"), tiny / "repository", tiny / "checkpoint", **keys)
+    share_spoken_digits(tmp_path_factory, monkeypatch)
+    check_rows("codi", tmp_path)
 
 
 T_I, T_A = Cell("things", ("text",), ("image",)), Cell("things", ("text",), ("audio",))

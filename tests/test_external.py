@@ -24,8 +24,9 @@ from baselines.external import Runner, answered
 from baselines.runners import serve
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, UserError
+from benchmark.config import PRESETS
 from benchmark.runtime import Draws
-from tests.external import RATES
+from tests.external import RATES, put_runner
 
 STAND_IN = Path(__file__).parent / "runners" / "stand_in.py"
 OUTSIDE = [path for name in RATES for path in (external.RUNNERS / f"{name}.py", STAND_IN.parent / f"{name}_tiny.py")]
@@ -287,29 +288,14 @@ class Things:
         }
 
 
-MODEL = """
-label = "the stand-in"
-sample_rate = 4000
-seconds_to_load = 20
-seconds_per_item = 20
-refused = { uncond = "it needs to hear something" }
-directions = ["text -> image+audio", "audio -> text", "image -> text"]
-settings = { steps = 5 }
-"""
-
-
 @pytest.fixture
 def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(external.SETTING, str(tmp_path))
-    runners = tmp_path / "runners"
-    runners.mkdir()
-    (runners / "stand_in.toml").write_text(MODEL)
-    (runners / "stand_in.py").write_text(f"import runpy; runpy.run_path({str(STAND_IN)!r}, run_name='__main__')")
+    checkpoint = put_runner("stand_in", tmp_path, monkeypatch)
     (tmp_path / "external.toml").write_text(
-        f'[stand_in]\npython = "{sys.executable}"\nrepository = "{tmp_path}"\ncheckpoint = "{runners}/stand_in.toml"\n'
+        f'[stand_in]\npython = "{sys.executable}"\nrepository = "{tmp_path}"\ncheckpoint = "{checkpoint}"\n'
     )
-    monkeypatch.setattr(external, "RUNNERS", runners)
 
     class StandIn(external.ByRunner):
         name = "stand_in"
@@ -375,7 +361,8 @@ def test_a_model_that_is_not_set_up_says_what_lacks(
     whole = path.read_text()
     for text, why in {
         whole.replace("python =", "pyton ="): r"\[stand_in\] has no key 'pyton': did you mean 'python'",
-        whole.replace("stand_in", "stand_on"): "unknown model 'stand_on'",
+        whole + "stand_in = 1\n": r"\[stand_in\] stand_in = 1: write true or false",
+        whole.replace("[stand_in]", "[stand_on]"): "unknown model 'stand_on'",
         whole.replace(sys.executable, "/nowhere/python"): "python /nowhere/python does not exist",
         "": r"no \[stand_in\] in .*docs/external/stand_in.md",
         "a = ": "external.toml: ",
@@ -388,6 +375,25 @@ def test_a_model_that_is_not_set_up_says_what_lacks(
     assert "cannot be read" in method.absent()
     monkeypatch.delenv(external.SETTING)
     assert "is not on this machine (MUNI_BENCH_EXTERNAL is not set): docs/external/stand_in.md" in method.absent()
+
+
+def test_a_stand_in_has_a_protocol_of_its_own_and_is_refused_where_numbers_are_the_models(
+    method: Any, tmp_path: Path
+) -> None:
+    before, path = method.protocol(), tmp_path / "external.toml"
+    for preset in PRESETS:
+        external.refuse_stand_in("stand_in", preset)
+    path.write_text(path.read_text() + "stand_in = true\n")
+    method.bind(Things())
+    assert method.protocol() == before | {"stand_in": True} and method.origin()["checkpoint"].endswith("stand_in.toml")
+    for preset in PRESETS:
+        if preset in ("paper", "gpu"):
+            with pytest.raises(
+                UserError, match=rf"the stand-in is a stand-in .* preset {preset} would take .*external"
+            ):
+                external.refuse_stand_in("stand_in", preset)
+        else:
+            external.refuse_stand_in("stand_in", preset)
 
 
 def test_settings_can_be_changed_and_reach_the_runner(method: Any, tmp_path: Path) -> None:

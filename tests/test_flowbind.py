@@ -18,28 +18,26 @@ import torch
 from baselines import external
 from benchmark.api import Cell, Inapplicable, Unanswered
 from tests.external import (
-    MODALITIES as ALL,
-)
-from tests.external import (
+    MODALITIES,
     Things,
     bound,
     change,
+    check_rows,
     driven,
     linked,
     place,
     python,
     replace,
     set_up,
+    share_spoken_digits,
     write_tiny,
 )
 from tests.external import things as things_of
 
-ONE_TO_ONE = [((a,), (b,)) for a in ALL for b in ALL if a != b]
-MANY = [(tuple(b for b in ALL if b != a), (a,)) for a in ALL]
+ONE_TO_ONE = [((a,), (b,)) for a in MODALITIES for b in MODALITIES if a != b]
+MANY = [(tuple(b for b in MODALITIES if b != a), (a,)) for a in MODALITIES]
 DIRECTIONS = ONE_TO_ONE + MANY + [(want, given) for given, want in MANY]
 FILES = ("model.pth", "config.json", "gemmae_3.pt", "clap.pt", "lightweight_audio_ae.pth")
-
-
 needs_flowbind = driven("flowbind")
 
 
@@ -58,7 +56,7 @@ def things(made: Any, given: tuple[str, ...], want: tuple[str, ...], run: int = 
 def test_it_goes_from_anything_but_nothing() -> None:
     entry = external.known("flowbind")
     assert all(not external.refusal(entry, Cell("things", given, want)) for given, want in DIRECTIONS)
-    assert "no sampler without something given" in external.refusal(entry, Cell("things", (), ALL))
+    assert "no sampler without something given" in external.refusal(entry, Cell("things", (), MODALITIES))
 
 
 @pytest.fixture
@@ -74,7 +72,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_nothing_given_is_not_applicable(elsewhere: Path) -> None:
     with pytest.raises(Inapplicable, match="no distribution of its shared latent"):
-        things(method(), (), ALL)
+        things(method(), (), MODALITIES)
 
 
 def test_another_repository_and_a_checkpoint_without_a_file_are_refused(elsewhere: Path) -> None:
@@ -151,6 +149,17 @@ def test_every_direction_from_raw_inputs_to_raw_outputs(ready: Path) -> None:
     assert [each["file"] for each in facts["checkpoint"]] == sorted(FILES)
     assert facts["revision"] == external.known("flowbind")["revision"]
     assert facts["settings"]["flow_steps"] == 10
+
+
+@needs_flowbind
+@pytest.mark.slow
+def test_random_weights_come_to_rows_of_a_table(
+    ready: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ready / "external.toml"
+    path.write_text(path.read_text() + "stand_in = true\nflow_steps = 2\n")
+    share_spoken_digits(tmp_path_factory, monkeypatch)
+    check_rows("flowbind", ready)
 
 
 ARITHMETIC = """

@@ -21,12 +21,14 @@ from tests.external import (
     MODALITIES,
     bound,
     change,
+    check_rows,
     driven,
     linked,
     place,
     python,
     same,
     set_up,
+    share_spoken_digits,
     thing,
     things,
     write_tiny,
@@ -131,6 +133,18 @@ def test_the_method_answers_in_the_form_of_its_dataset(
     assert facts["settings"]["steps"] == STEPS and len(facts["revision"]) == 40
     files = {each["file"] for each in facts["checkpoint"]}
     assert {"transformer/diffusion_pytorch_model.bin", "hub/audioldm2/vocoder/config.json"} <= files
+
+
+@needs_omniflow
+@pytest.mark.slow
+def test_random_weights_come_to_rows_of_a_table(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    repository = place("omniflow") / "repository"
+    keys = {"steps": STEPS, "stand_in": True}
+    set_up("omniflow", tmp_path, monkeypatch, python("omniflow"), repository, checkpoint, **keys)
+    share_spoken_digits(tmp_path_factory, monkeypatch)
+    check_rows("omniflow", tmp_path)
 
 
 @needs_omniflow
