@@ -11,8 +11,10 @@ machine:
     checkpoint = "~/codi/checkpoints"         # a file or a folder
     device = "cuda"
 
-and may change a setting: `steps = 20`. The runner (`baselines/runners/NAME.py`) stays alive for the blocks of a cell,
-and what it wrote is read as PNG, WAV and JSON alone. A request is a folder of the cache, so a killed command goes on.
+and may change a setting: `steps = 20`. `stand_in = true` says that the checkpoint is untrained weights in the model's
+layout: its rows are marked, and no preset of OWN_NUMBERS takes them. The runner (`baselines/runners/NAME.py`) stays
+alive for the blocks of a cell, and what it wrote is read as PNG, WAV and JSON alone. A request is a folder of the
+cache, so a killed command goes on.
 """
 
 from __future__ import annotations
@@ -45,19 +47,21 @@ from benchmark.trained import Say, to_stderr
 
 SETTING = "MUNI_BENCH_EXTERNAL"
 RUNNERS = Path(__file__).with_name("runners")
-HERE = ("python", "repository", "checkpoint", "device")  # where a model is; the other keys say how it samples
+HERE = ("python", "repository", "checkpoint", "device", "stand_in")  # where a model is; other keys say how it samples
+OWN_NUMBERS = ("paper", "gpu")  # presets whose numbers are taken for the model's
 ATTEMPTS = 2  # of an item at which the runner dies
 LOOK, SAY_EVERY = 0.05, 15.0  # seconds between looks at the responses, and between lines about them
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is on this machine, and how it samples."""
+    """Where a model is on this machine, and how it samples. `stand_in`: its weights are untrained."""
 
     python: Path
     repository: Path
     checkpoint: Path
     device: str
+    stand_in: bool
     settings: Mapping[str, Any]
 
 
@@ -102,10 +106,16 @@ class External:
         """To each of the real rows, of which the cell gives some modalities. rows: what tells them from others."""
         raise NotImplementedError
 
+    def origin(self) -> dict[str, Any]:
+        """What external.toml says of what it makes, which is known before anything is asked."""
+        stand_in = {"stand_in": True} if self.place.stand_in else {}
+        about = {"model": self.name, "settings": dict(self.place.settings), **stand_in}
+        return {**about, "repository": str(self.place.repository), "checkpoint": str(self.place.checkpoint)}
+
     def protocol(self) -> dict[str, Any]:
         """What its numbers depend on: settings, and the revision and checksums of what answered."""
         answered_by = {name: self.facts.get(name) for name in ("revision", "checkpoint")}
-        return {"model": self.name, "settings": dict(self.place.settings), **answered_by}
+        return {name: value for name, value in self.origin().items() if name != "repository"} | answered_by
 
 
 class ByRunner(External):
@@ -116,6 +126,10 @@ class ByRunner(External):
         log = cache_folder() / "external" / f"{self.name}.log"
         command = [str(self.place.python), str(RUNNERS / f"{self.name}.py")]
         self.runner = Runner(command, self.place.repository, log)
+        # What was made before, and is scored now, was answered by what answered then.
+        self._answered_by = cache_folder() / "external" / self.name / f"{digest(self.origin())}.json"
+        if self._answered_by.exists():
+            self.facts = json.loads(self._answered_by.read_text())
 
     def answers(self, cell: Cell, real: Raw, seeds: Sequence[int], rows: Any) -> list[Answer]:
         entry = known(self.name)
@@ -131,6 +145,7 @@ class ByRunner(External):
             entry.get("sample_rate", 0),
         )
         self.facts = json.loads((folder / ENVIRONMENT).read_text())
+        write_atomic(self._answered_by, json.dumps(self.facts).encode())
         shutil.rmtree(folder, ignore_errors=True)  # what was made is kept with the run
         return found
 
@@ -191,7 +206,23 @@ def place_of(name: str) -> Place:
             raise UserError(f"{entry['label']}: {key} {value} does not exist: set it in [{name}] of {path}; {guide}")
         found[key] = value.absolute()
     device = here[name].get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    return Place(found["python"], found["repository"], found["checkpoint"], device, settings)
+    stand_in = here[name].get("stand_in", False)
+    if not isinstance(stand_in, bool):
+        raise UserError(f"{path}: [{name}] stand_in = {stand_in!r}: write true or false")
+    return Place(found["python"], found["repository"], found["checkpoint"], device, stand_in, settings)
+
+
+def refuse_stand_in(name: str, preset: str) -> None:
+    """Raises UserError where numbers of the preset would be taken for the model's, and untrained weights answered.
+
+    Raises UserError as `place_of`, too.
+    """
+    if place_of(name).stand_in and preset in OWN_NUMBERS:
+        path = Path(os.environ[SETTING]).expanduser() / "external.toml"
+        raise UserError(
+            f"{known(name)['label']} is a stand-in on this machine, whose numbers preset {preset} would take for the "
+            f"model's: set its own checkpoint in [{name}] of {path}, without stand_in, or use preset smoke or cpu"
+        )
 
 
 class Runner:

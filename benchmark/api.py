@@ -198,6 +198,9 @@ class Method(Protocol):
 
     One may offer `known(metric, cell)`, the metric's exact value where nothing has to be sampled for it, or None, and
     `begin(stage, data)`, which is called before the first update of each stage and changes buffers alone.
+    One that is not trained here may offer `protocol()`: JSON values of what its numbers depend on, whose hash stands at
+    the end of its rows' protocol (a true `stand_in` among them marks the rows); and `origin()`: those that are known
+    before it is asked. What it made with another origin is thrown away.
     """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...

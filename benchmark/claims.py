@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmark import registry
 from benchmark.api import TASKS, UserError
 from benchmark.config import nearest
+from benchmark.records import is_stand_in
 from benchmark.tables import (
     ONE_PER_COMPARISON,
     RESULTS,
@@ -306,6 +307,7 @@ def _columns(
     for column in (*claim.on, *claim.against):
         wanted = column.cells(claim.dataset, modalities[claim.dataset])
         rows = column_rows(frame, preset, wanted, column.metric, (claim.subject, *claim.variants, *claim.rivals))
+        rows = [row for row in rows if not is_stand_in(row["protocol"])]
         columns[column.header, column.metric] = rows, len(wanted)
     compared = [row for rows, _ in columns.values() for row in rows if row["status"] == "ok"]
     # Of a protocol the part that all metrics share: a column's own rows agree on the whole already.

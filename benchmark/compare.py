@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmark.api import MetricCard, UserError, one_line
 from benchmark.files import write_atomic
-from benchmark.records import KEY, VERSIONS, Record, frame_of, load, records_of, write_sorted
+from benchmark.records import KEY, VERSIONS, Record, frame_of, is_stand_in, load, records_of, write_sorted
 
 if TYPE_CHECKING:
     import numpy
@@ -177,8 +177,8 @@ def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, d
 
     A blessed cell is replaced with all its seeds; a cell without fresh rows stays, or goes with `drop_missing`.
     Columns of the answer: CELL, change (new, changed, same, removed), reference and fresh (means over seeds).
-    Raises UserError, with nothing written, for an empty reason, no rows, an error row, rows of another preset than
-    the file's, and fewer seeds than the reference has.
+    Raises UserError, with nothing written, for an empty reason, no rows, an error row, a stand-in's row, rows of
+    another preset than the file's, and fewer seeds than the reference has.
     """
     import pandas
 
@@ -456,11 +456,17 @@ def _check_blessable(old: Mapping[CellKey, Seeds], new: Mapping[CellKey, Seeds],
     """Raises UserError for rows that must not become a reference."""
     rows = [record for seeds in new.values() for record in seeds.values()]
     errors = [record for record in rows if record.status.startswith("error")]
+    stand_ins = [record for record in rows if is_stand_in(record.protocol)]
     presets = {record.preset for record in rows} - {path.stem}
     unnamed = [record for record in rows if not record.commit or record.commit.endswith("+")]
     fewer = [cell for cell in new.keys() & old.keys() if len(new[cell]) < len(old[cell])]
     if not rows:
         raise UserError(f"no fresh rows to bless into {path}: run `bench run` first")
+    if stand_ins:
+        raise UserError(
+            f"{len(stand_ins)} rows are a stand-in's, the first of {' '.join(_cell(stand_ins[0]))}: untrained weights "
+            "say nothing of the model; take the rows away (--fresh with the real ones) and bless again"
+        )
     if errors:
         raise UserError(
             f"{len(errors)} error rows cannot be blessed, the first of {' '.join(_cell(errors[0]))} "

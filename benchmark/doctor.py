@@ -207,7 +207,8 @@ def _external() -> Iterator[Finding]:
         if why := method.absent():
             yield Finding("missing", f"{why}; blocks its rows of Tables 3, 4, 8 and 9", " && ".join(known["setup"]))
         else:
-            yield Finding("ok", f"{known['label']}: {external.place_of(name).checkpoint}")
+            place = external.place_of(name)
+            yield Finding("ok", f"{known['label']}: {place.checkpoint}{' (a stand-in)' * place.stand_in}")
 
 
 def _results() -> Iterator[Finding]:

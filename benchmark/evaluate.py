@@ -73,7 +73,7 @@ def evaluate_cell(
         for name, value in [(name, method.known(metric, cell)) for name, metric in metrics.items()]:
             if value is not None:
                 del metrics[name]
-                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data, method))
+                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data))
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
@@ -99,18 +99,16 @@ def evaluate_cell(
     per_thousand = 1000 * (spent if kept is None else kept.seconds) / (rows * repeats)
     for name, metric in metrics.items():
         try:
-            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data, method))
+            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
         except RuntimeError as error:  # something that one metric needs is not here; the others go on
             yield Result(cell, name, None, f"error: {one_line(error)}", per_thousand)
 
 
-def _protocol(name: str, data: Any, method: Any) -> Any:
-    """What a score depends on besides the configuration, as the metric and a method that is not trained here say."""
+def _protocol(name: str, data: Any) -> Any:
     metric: Any = registry.load("metric", name)
-    found = metric.protocol(data) if hasattr(metric, "protocol") else None
-    return [found, method.protocol()] if hasattr(method, "protocol") else found
+    return metric.protocol(data) if hasattr(metric, "protocol") else None
 
 
 def keep(method: Any, data: Any, cell: Cell, config: Config, seed: int, device: str, rows: int, kept: Samples) -> None:

@@ -27,6 +27,9 @@ KEY = ("preset", "dataset", "given", "want", "method", "metric", "seed")
 VERSIONS = ("method_version", "dataset_version", "metric_version", "protocol", "precision")
 MEASURED = ("train_seconds", "sample_seconds", "peak_memory_mb", "parameters")
 """Columns that state a cost of the run; two equal runs differ in them, and no rule compares them."""
+ANSWERED_BY, STAND_IN = "+by:", "+stand-in"
+"""In `protocol`: what stands before the hash of a published checkpoint that answered, and at the end where untrained
+weights in its layout answered in its place."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Record:
     `given`, `want`: modality names joined by "+"; `given` is empty for unconditional samples.
     `status`: "ok", "n/a: why" or "error: why"; `value` is None unless it is "ok", and finite then.
     `stderr`: standard error over the `n` rows, None where no formula is honest.
+    `protocol`: hash of the evaluation's settings, "+" and a metric's own, ANSWERED_BY and a checkpoint's, STAND_IN.
     `sources`: hash of the plug-ins' code. Raises ValueError for a row that contradicts itself.
     """
 
@@ -85,6 +89,16 @@ COLUMNS = tuple(field.name for field in fields(Record))
 _INTEGERS = ("seed", "n", "method_version", "dataset_version", "metric_version")
 _NUMBERS = ("value", "stderr", *MEASURED)  # empty where there is none
 _HEADER = (",".join(COLUMNS) + "\n").encode()
+
+
+def shared_protocol(protocol: str) -> str:
+    """The part that rows of different methods have to agree on."""
+    return protocol.partition(ANSWERED_BY)[0]
+
+
+def is_stand_in(protocol: str) -> bool:
+    """Whether untrained weights answered, and the number says nothing of the model."""
+    return protocol.endswith(STAND_IN)
 
 
 def append(path: Path, records: Iterable[Record]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from baselines import external
 from benchmark import records, registry
 from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError, one_line
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
@@ -121,9 +122,13 @@ def execute(
     """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
 
     Of several processes the main one does this, and the others `follow`. Raises Stopped when interrupted or out of
-    time; UserError for what only the user can mend.
+    time; UserError for what only the user can mend, and before anything is run where a stand-in would answer in the
+    name of a published model.
     """
-    outcome = Outcome()
+    outcome, runs = Outcome(), list(runs)
+    for run in runs:
+        if (name := registry.base("method", run.job.method)) in external.names() and (fresh or missing(run)):
+            external.refuse_stand_in(name, run.job.preset)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     with _stop_on_signal() as stopped, contextlib.ExitStack() as at_last:
         at_last.callback(here().dismiss)
@@ -258,7 +263,7 @@ def _execute_one(
         if stopped() or (late and position):  # a cell at least, or a short limit would never see an end
             raise Stopped
         report(what, position, total, str(cell).partition(": ")[2])
-        kept = kept_things(run, data, cell)
+        kept = kept_things(run, data, cell, method)
         results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept))
         _append(run, device, results, method, progress)
         reasons = (f"{result.metric}: {result.reason}" for result in results if result.score is None)
@@ -331,12 +336,13 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
     return supported, refused
 
 
-def kept_things(run: Run, data: Any, cell: Cell, folder: str = "generated") -> Samples | None:
+def kept_things(run: Run, data: Any, cell: Cell, method: Any, folder: str = "generated") -> Samples | None:
     """Where the cell's generated things are kept, in a folder of the run's; None where a dataset's modalities are what
-    is scored."""
+    is scored. Those of a method's other `origin`, which the run does not know of, are thrown away."""
     if not hasattr(data, "render"):
         return None
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
+    about |= {"origin": method.origin()} if hasattr(method, "origin") else {}
     return Samples(run.directory / folder / run.run_id / cell.stem, about)
 
 
@@ -356,15 +362,18 @@ def _append(
     run: Run, device: str, results: Sequence[Result], method: Any = None, progress: Progress | None = None
 ) -> None:
     parameters = sum(weight.numel() for weight in method.parameters()) if hasattr(method, "parameters") else None
+    answered_by = method.protocol() if hasattr(method, "protocol") else {}
     measured = {
         "train_seconds": round(progress.seconds, 1) if progress else None,
         "peak_memory_mb": round(_peak_memory_mb(device)),
         "parameters": parameters,
     }
-    records.append(run.results, [_record(run, device, result, measured) for result in results])
+    records.append(run.results, [_record(run, device, result, measured, answered_by) for result in results])
 
 
-def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) -> Record:
+def _record(
+    run: Run, device: str, result: Result, measured: Mapping[str, Any], answered_by: Mapping[str, Any]
+) -> Record:
     score, status = result.score, "ok"
     if result.reason is not None:
         status = result.reason if result.reason.startswith(("n/a: ", "error: ")) else f"n/a: {result.reason}"
@@ -378,7 +387,7 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
         method_version=run.method_card.version,
         dataset_version=run.dataset_card.version,
         metric_version=registry.card("metric", result.metric).version,
-        protocol=run.config.protocol() + (f"+{digest(result.protocol)}" if result.protocol else ""),
+        protocol=_protocol(run, result, answered_by if score else {}),
         precision=run.config.precision,
         run_id=run.run_id,
         sources=_sources(run, result.metric),
@@ -386,6 +395,15 @@ def _record(run: Run, device: str, result: Result, measured: Mapping[str, Any]) 
         sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4),
         **measured,
     )
+
+
+def _protocol(run: Run, result: Result, answered_by: Mapping[str, Any]) -> str:
+    """What the number depends on: the evaluation's settings, the metric's own, and a checkpoint that is not ours."""
+    parts = [run.config.protocol()]
+    parts += [f"+{digest(result.protocol)}"] * bool(result.protocol)
+    parts += [f"{records.ANSWERED_BY}{digest(answered_by)}"] * bool(answered_by)
+    parts += [records.STAND_IN] * bool(answered_by.get("stand_in"))
+    return "".join(parts)
 
 
 def _sources(run: Run, metric: str) -> str:

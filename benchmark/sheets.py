@@ -72,7 +72,7 @@ def write_sheets(
         for cell in cells:
             if cell.task not in run.method_card.tasks:
                 continue
-            kept = kept_things(run, data, cell)
+            kept = kept_things(run, data, cell, method)
             assert kept is not None
             rows = min(items, data.rows_of(cell))
             keep(method, data, cell, run.config, run.job.seed, device, rows, kept)

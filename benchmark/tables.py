@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.api import TASKS, Cell, MethodCard, MetricCard, UserError, cells
 from benchmark.config import PRESETS, nearest
-from benchmark.records import KEY, MEASURED, VERSIONS
+from benchmark.records import KEY, MEASURED, VERSIONS, is_stand_in, shared_protocol
 from benchmark.registry import stem
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ Format = Literal["term", "md", "csv", "tex", "html"]
 # Rows that differ in one of these answer different questions and never meet in one column.
 ONE_PER_COMPARISON = ("preset", "dataset", "dataset_version", "protocol", "precision")
 ONE_PER_COLUMN = (*ONE_PER_COMPARISON, "metric", "metric_version")
+ONE_PER_METHOD = ("method_version", "protocol")  # of which a protocol holds what answered, too
 TERM_WIDTH = 100
 COSTS = (  # column of the results, header, format
     ("parameters", "parameters", "{:,.0f}"),
@@ -43,6 +44,7 @@ COSTS = (  # column of the results, header, format
     ("peak_memory_mb", "peak memory, MB", "{:,.0f}"),
     ("sample_seconds", "sampling 1,000 rows, s", "{:.2g}"),
 )
+STAND_IN = "a stand-in: untrained weights in the model's layout, which say nothing of the model"
 ONE_SEED = "One seed: ± is the standard error over rows, not over trainings"
 
 
@@ -370,12 +372,14 @@ def column_rows(
 
 
 def guard(rows: Sequence[Mapping[str, Any]], alike: Sequence[str] = ONE_PER_COLUMN) -> None:
-    """Raises UserError, naming two rows, unless all rows are `alike` and each method has one version."""
-    firsts: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    """Raises UserError, naming two rows, unless all rows are `alike` and each method has one version and checkpoint."""
+    firsts: dict[tuple[str, str], tuple[Any, Mapping[str, Any]]] = {}
     for row in rows:
-        for name, key in [(name, (name,)) for name in alike] + [("method_version", ("", row["method"]))]:
-            first = firsts.setdefault(key, row)
-            if first[name] != row[name]:
+        stated = [(name, "", shared_protocol(row[name]) if name == "protocol" else row[name]) for name in alike]
+        stated += [(name, row["method"], row[name]) for name in ONE_PER_METHOD]
+        for name, method, value in stated:
+            before, first = firsts.setdefault((name, method), (value, row))
+            if before != value:
                 raise UserError(
                     f"{row['metric']}: {name} {first[name]} ({_named(first)}) and {row[name]} "
                     f"({_named(row)}) cannot share a column: run one of them again, or remove its rows"
@@ -659,7 +663,7 @@ class _Composer:
         cell = self.cells[method, column.header]
         if cell["status"] != "ok":
             return Entry("—", status=cell["status"], notes=self.note(cell["status"]))
-        marks = self.note(cell["note"])
+        marks = self.note(cell["note"]) + self.note(STAND_IN if _stand_in(cell) else "")
         stderr = None if math.isnan(cell["stderr"]) else cell["stderr"]
         text = f"{cell['value']:.{column.digits}f}"
         if stderr is not None:
@@ -669,9 +673,10 @@ class _Composer:
         return Entry(text, cell["value"], stderr, best=method in self.best(column), notes=marks)
 
     def best(self, column: Column) -> set[str]:
-        """The best method and those within one standard error of the difference from it; sanity rows do not compete."""
+        """The best method and those within one standard error of the difference from it; sanity rows and stand-ins do
+        not compete."""
         found = {method: self.cells[method, column.header] for method in self.table.competing}
-        found = {method: cell for method, cell in found.items() if cell["status"] == "ok"}
+        found = {method: cell for method, cell in found.items() if cell["status"] == "ok" and not _stand_in(cell)}
         if not found or self.better(column) == "neither":
             return set()
         sign = -1 if self.better(column) == "higher" else 1
@@ -732,7 +737,7 @@ class _Composer:
         columns = [column for column in self.columns if chance.get(column.header, math.nan) > 0]
         rows = []
         for method in self.measured() if columns else ():
-            if method in self.table.sanity:
+            if method in self.table.sanity or any(_stand_in(self.cells[method, column.header]) for column in columns):
                 continue
             values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
             rows.append(self.row(method, (_quantity(value, "{:.2g}") for value in values)))
@@ -786,6 +791,10 @@ class _Composer:
         if stated := [phrase for phrase, _ in conditions(self.summary, self.table)]:
             lines.append(f"{'; '.join(stated)}.")
         return tuple(lines)
+
+
+def _stand_in(cell: Mapping[str, Any]) -> bool:
+    return any(map(is_stand_in, str(cell["protocol"]).split("; ")))
 
 
 def _quantity(value: float, pattern: str) -> Entry:

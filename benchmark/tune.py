@@ -191,7 +191,7 @@ def _cells(search: Search, task: str) -> Iterator[Cell]:
 
 
 def _error(method: Any, data: Any, cell: Cell, metric: str, run: runner.Run, device: str) -> float:
-    kept = runner.kept_things(run, data, cell, "validation")
+    kept = runner.kept_things(run, data, cell, method, "validation")
     (result,) = evaluate_cell(method, data, cell, [metric], run.config, run.job.seed, device, kept=kept)
     assert result.score is not None, result.reason
     value = result.score.value

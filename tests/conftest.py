@@ -21,6 +21,17 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache's folder, with nothing in it, and no judge or verifier in memory."""
+    from benchmark.metrics import towers, verifier
+
+    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path))
+    for module in (towers, verifier):
+        monkeypatch.setattr(module, "_known", {})
+    return tmp_path
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder of real files, from MUNI_BENCH_DATA or ../shared/data; skips the test where there is none."""
     folder = Path(os.environ.get("MUNI_BENCH_DATA", ROOT.parent / "shared" / "data"))

@@ -274,6 +274,14 @@ def test_tasks_of_different_protocols_are_never_compared(claims):
         verdicts(frame, claims, "mmvae_degrades_coherence")
 
 
+def test_a_stand_in_is_no_rival(claims):
+    """The rivals' numbers are the best of all, and untrained weights' alone."""
+    frame = measured({(rival, "uncond", "swd"): 1e-3 for rival in ("mvae", "mmvae", "mopoe")})
+    assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "fails"}
+    frame.loc[frame["value"] < 2e-3, "protocol"] += "+by:abc+stand-in"
+    assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "undecided"}
+
+
 def test_other_presets_are_not_seen(claims):
     frame = pd.concat([measured(), measured({("muni", "uncond", "swd"): 9.0}).assign(preset="gpu")])
     assert verdicts(frame, claims, "muni_best_fidelity") == {"muni_best_fidelity": "holds"}

@@ -1,16 +1,13 @@
 """CoDi: its own code, shrunk, on a checkpoint with random weights, from raw inputs to outputs, and faults of both.
 
-The drive needs its repository and a Python for it: MUNI_BENCH_REPOSITORIES names a folder with codi/repository, the
-folder i-Code-V3 of a work tree, and codi/python, an executable.
+tests/external.py says what the drive needs, of which the repository is the folder i-Code-V3 of a work tree.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,94 +16,46 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from baselines import codi, external
-from baselines.external import Runner, answered
+from baselines import external
+from baselines.external import Runner
 from benchmark.api import TASKS, Cell, Inapplicable, Unanswered, cells
-from benchmark.runtime import Draws
-from benchmark.samples import write_png, write_wav
-
-RUNNER = external.RUNNERS / "codi.py"
-WRITER = Path(__file__).parent / "runners" / "codi_tiny.py"
-MODALITIES = ("text", "image", "audio")
-DIRECTIONS = [cell for task in TASKS if task != "uncond" for cell in cells("things", MODALITIES, task)]
-ENTRY = external.known("codi")
-SETTINGS = {**ENTRY["settings"], "steps": 2, "side": 64}  # its only step, were there one, would change next to nothing
-RATE = 16000
-LIMITS = (1200.0, 600.0)  # seconds, on a core that others use, too
-REPOSITORIES = os.environ.get("MUNI_BENCH_REPOSITORIES", "")
-PLACE = Path(REPOSITORIES).expanduser() / "codi"
-PRESENT = bool(REPOSITORIES) and all((PLACE / name).exists() for name in ("repository", "python"))
-driven = pytest.mark.skipif(
-    not PRESENT, reason="needs CoDi: MUNI_BENCH_REPOSITORIES names no folder with codi/{repository,python}"
+from benchmark.samples import write_wav
+from tests.external import (
+    MODALITIES,
+    RATE,
+    ask,
+    bound,
+    change,
+    check_rows,
+    driven,
+    linked,
+    python,
+    set_up,
+    share_spoken_digits,
+    thing,
+    things,
+    write_tiny,
 )
 
-
-def python() -> str:
-    """The executable. A link to that of a virtual environment is followed once: further, it is none of that."""
-    path = PLACE / "python"
-    return str(path.parent / path.readlink()) if path.is_symlink() else str(path)
-
-
-class Things:
-    """Two rows of pictures, sounds and sentences."""
-
-    identity, sample_rate = "things", RATE
-
-    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
-        rows = len(indices)
-        return {
-            "text": ["a dog barks", "rain on a roof"][:rows],
-            "image": torch.stack([picture(row) for row in range(rows)]),
-            "audio": torch.stack([sound(row) for row in range(rows)]),
-        }
-
-
-def picture(row: int) -> Tensor:
-    return torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(row))
-
-
-def sound(row: int) -> Tensor:
-    return torch.sin(300 * (row + 1) * torch.arange(3 * RATE) / RATE) / 2
+RUNNER = external.RUNNERS / "codi.py"
+DIRECTIONS = [cell for task in TASKS if task != "uncond" for cell in cells("things", MODALITIES, task)]
+ENTRY = external.known("codi")
+SMALL = {"steps": 2, "side": 64}  # its only step, were there one, would change next to nothing
+needs_codi = driven("codi")
 
 
 # ------------------------------------------------------------------------------------ without the repository
 
 
-def test_what_is_known_of_it_is_what_the_suite_needs() -> None:
-    assert codi.METHOD.name == "codi" and codi.CARD.label == ENTRY["label"]
-    for name in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
-        assert ENTRY[name], name
-    assert len(ENTRY["revision"]) == 40 and any(ENTRY["revision"] in line for line in ENTRY["setup"])
-    assert ENTRY["gigabytes"] > 0 and ENTRY["sample_rate"] == RATE
-    assert ENTRY["seconds_to_load"] > 0 and ENTRY["seconds_per_item"] > 0
-    assert set(ENTRY["settings"]).isdisjoint(external.HERE)
-    guide = (external.RUNNERS.parents[1] / "docs" / "external" / "codi.md").read_text()
-    for line in ENTRY["setup"]:
-        assert line in guide
-
-
 def test_it_answers_from_any_input_and_refuses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(DIRECTIONS) == 12 and not any(external.refusal(ENTRY, cell) for cell in DIRECTIONS)
-    method = at(tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    set_up("codi", tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    method = bound("codi")
     with pytest.raises(Inapplicable, match="needs an input"):
-        things(method, Cell("things", (), MODALITIES))
+        things(method, (), MODALITIES)
     assert method.runner.status == 0  # nothing was asked
-
-
-def test_the_runner_is_old_python_and_knows_nothing_of_the_suite() -> None:
-    for path in (RUNNER, WRITER):
-        tree = ast.parse(path.read_text(), feature_version=(3, 8))
-        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not {name.split(".")[0] for name in imported} & {
-            "benchmark",
-            "baselines",
-            "models",
-            "data_prep",
-            "tests",
-        }
 
 
 @pytest.fixture
@@ -191,9 +140,10 @@ def test_pictures_that_transformers_would_make_black_are_not(module: Any, divide
 
 
 def test_a_sound_is_heard_from_its_beginning(tmp_path: Path, module: Any) -> None:
-    write_wav(tmp_path / "a.wav", sound(0), RATE)
+    write_wav(tmp_path / "a.wav", thing("audio", 0), RATE)
     assert module.heard(str(tmp_path / "a.wav"), 10).shape == (1, 3 * RATE)
-    torch.testing.assert_close(module.heard(str(tmp_path / "a.wav"), 0.5)[0], sound(0)[: RATE // 2], atol=1e-4, rtol=0)
+    half = thing("audio", 0)[: RATE // 2]
+    torch.testing.assert_close(module.heard(str(tmp_path / "a.wav"), 0.5)[0], half, atol=1e-4, rtol=0)
 
 
 # Of what the runner finds before it loads anything.
@@ -220,27 +170,10 @@ def test_what_cannot_be_it_is_refused(
             (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(module.serve.Unusable, match=why):
-        module.check({**SETTINGS, **settings}, str(tmp_path))
+        module.check({**ENTRY["settings"], **settings}, str(tmp_path))
 
 
 # --------------------------------------------------------------------------------------------- with it
-
-
-def at(folder: Path, monkeypatch: pytest.MonkeyPatch, python: str, repository: Path, checkpoint: Path) -> Any:
-    """The method, set up by an external.toml below the folder, and bound to Things."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(folder / "cache"))
-    monkeypatch.setenv(external.SETTING, str(folder))
-    (folder / "external.toml").write_text(
-        f'[codi]\npython = "{python}"\nrepository = "{repository}"\ncheckpoint = "{checkpoint}"\n'
-        f'device = "cpu"\nsteps = {SETTINGS["steps"]}\nside = {SETTINGS["side"]}\n'
-    )
-    method = codi.METHOD((), None)  # type: ignore[arg-type]
-    method.bind(Things())
-    return method
-
-
-def things(method: Any, cell: Cell, rows: int = 1) -> dict[str, Any]:
-    return method.things(cell, "test", torch.arange(rows), Draws("render", cell, 0, rows=rows))
 
 
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,8 +184,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with repository/ and checkpoint/."""
     folder = tmp_path_factory.mktemp("codi")
-    command = [python(), str(WRITER), str(folder)]
-    subprocess.run(command, cwd=PLACE / "repository", check=True, timeout=LIMITS[0], stdout=subprocess.DEVNULL)
+    write_tiny("codi", folder)
     return folder
 
 
@@ -260,20 +192,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runner(tiny: Path) -> Iterator[Runner]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         one_thread(monkeypatch)
-        made = Runner([python(), str(RUNNER)], tiny / "repository", tiny / "log")
+        made = Runner([python("codi"), str(RUNNER)], tiny / "repository", tiny / "log")
         yield made
         made.stop()
 
 
-@driven
+@needs_codi
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", DIRECTIONS, ids=lambda cell: cell.stem)
 def test_every_direction_from_raw_inputs_to_outputs(
     cell: Cell, tiny: Path, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = at(tmp_path, monkeypatch, python(), tiny / "repository", tiny / "checkpoint")
+    set_up("codi", tmp_path, monkeypatch, python("codi"), tiny / "repository", tiny / "checkpoint", **SMALL)
+    method = bound("codi")
     method.runner = runner  # one process for all directions
-    made = things(method, cell)
+    made = things(method, cell.given, cell.want, rows=1)
     assert made.keys() == set(cell.want)
     if "text" in made:
         (line,) = made["text"]
@@ -287,84 +220,66 @@ def test_every_direction_from_raw_inputs_to_outputs(
     facts = method.facts
     assert facts["missing"] == facts["unexpected"] == [] and facts["packages"]["transformers"]
     assert {"CoDi_encoders.pth", "clip-vit-large-patch14/vocab.json"} <= {each["file"] for each in facts["checkpoint"]}
-    assert method.protocol()["settings"] == SETTINGS
+    assert method.protocol()["settings"] == {**ENTRY["settings"], **SMALL}
 
 
-def asked(folder: Path, tiny: Path, given: str, want: str, items: list[tuple[int, Any]]) -> dict[str, Any]:
-    """A request for items of a seed and an input each, whose files are written below the folder."""
-    (folder / "inputs").mkdir(parents=True)
-    found = []
-    for row, (seed, value) in enumerate(items):
-        path = value
-        if given == "image":
-            path = f"inputs/{row}.png"
-            write_png(folder / path, value)
-        elif given == "audio":
-            path = f"inputs/{row}.wav"
-            write_wav(folder / path, value, RATE)
-        found.append({"id": str(row), "seed": seed, "inputs": {given: path}})
-    about = {"schema": 1, "model": "codi", "given": [given], "want": [want], "device": "cpu"}
-    return {**about, "checkpoint": str(tiny / "checkpoint"), "settings": SETTINGS, "items": found}
+@needs_codi
+@pytest.mark.slow
+def test_random_weights_come_to_rows_of_a_table(
+    tiny: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_thread(monkeypatch)
+    keys = {**SMALL, "stand_in": True}
+    set_up("codi", tmp_path, monkeypatch, python("codi"), tiny / "repository", tiny / "checkpoint", **keys)
+    share_spoken_digits(tmp_path_factory, monkeypatch)
+    check_rows("codi", tmp_path)
 
 
-@driven
+T_I, T_A = Cell("things", ("text",), ("image",)), Cell("things", ("text",), ("audio",))
+ONE = [(7, "a dog barks")]
+
+
+@needs_codi
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "want", "one", "other"),
-    [
-        ("text", "image", "a dog barks", "rain on a roof"),
-        ("image", "audio", picture(0), picture(0).flip(0)),
-        ("audio", "image", sound(0), sound(5)),
-    ],
-    ids=["text", "image", "audio"],
+    "cell", [T_I, Cell("things", ("image",), ("audio",)), Cell("things", ("audio",), ("image",))], ids=str
 )
 def test_an_answer_hangs_on_its_input_and_its_seed_alone(
-    tmp_path: Path, tiny: Path, runner: Runner, given: str, want: str, one: Any, other: Any
+    cell: Cell, tmp_path: Path, tiny: Path, runner: Runner
 ) -> None:
-    request = asked(tmp_path / "a", tiny, given, want, [(7, one), (7, other), (8, one), (7, one)])
-    answers = answered(tmp_path / "a", request, runner, LIMITS, RATE, say=lambda line: None)
-    first, second, third, again = (answer[want][0] for answer in answers)  # of a picture, its first channel
+    one, other = (thing(cell.given[0], row) for row in (0, 1))
+    asked = [(7, one), (7, other), (8, one), (7, one)]
+    answers = ask("codi", tmp_path / "a", runner, cell, tiny / "checkpoint", asked, **SMALL)
+    first, second, third, again = (answer[0] for answer in answers)  # of a picture, its first channel
     assert torch.equal(first, again)
     assert not torch.equal(first, second) and not torch.equal(first, third)
 
 
-@driven
+@needs_codi
 @pytest.mark.slow
 def test_a_sound_is_as_long_as_its_latent_and_at_its_rate(tmp_path: Path, tiny: Path, runner: Runner) -> None:
-    request = asked(tmp_path / "a", tiny, "text", "audio", [(7, "a dog barks")])
-    ((samples, rate),) = (
-        answer["audio"] for answer in answered(tmp_path / "a", request, runner, LIMITS, RATE, say=lambda line: None)
-    )
+    ((samples, rate),) = ask("codi", tmp_path / "a", runner, T_A, tiny / "checkpoint", ONE, **SMALL)
     assert rate == RATE and abs(len(samples) - 10.24 * RATE) < 200
 
 
-@driven
+@needs_codi
 @pytest.mark.slow
 def test_a_part_of_a_checkpoint_is_refused(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one_thread(monkeypatch)
-    damaged = tmp_path / "checkpoint"
-    damaged.mkdir()
-    for path in (tiny / "checkpoint").iterdir():
-        (damaged / path.name).symlink_to(path)
-    name = "CoDi_audio_diffuser_m.pth"
-    weights = torch.load(damaged / name, weights_only=True)
-    lost = sorted(weights)[3]
-    weights["text_branch.a"] = weights.pop(lost)
-    (damaged / name).unlink()
-    torch.save(weights, damaged / name)
-    request = asked(tmp_path / "a", tiny, "text", "image", [(7, "a dog")]) | {"checkpoint": str(damaged)}
-    runner = Runner([python(), str(RUNNER)], tiny / "repository", tmp_path / "log")
+    damaged, name = linked(tiny / "checkpoint", tmp_path / "checkpoint"), "CoDi_audio_diffuser_m.pth"
+    lost = sorted(torch.load(damaged / name, weights_only=True))[3]
+    change(damaged / name, lambda weights: weights.update({"text_branch.a": weights.pop(lost)}))
+    runner = Runner([python("codi"), str(RUNNER)], tiny / "repository", tmp_path / "log")
     said = f"unusable: a partial load: 1 keys missing, 1 unexpected, such as {lost}"
     with pytest.raises(Unanswered, match=said):
-        answered(tmp_path / "a", request, runner, LIMITS, RATE, say=lambda line: None)
+        ask("codi", tmp_path / "a", runner, T_I, damaged, ONE, **SMALL)
     facts = json.loads((tmp_path / "a" / "environment.json").read_text())
     assert facts["missing"] == [lost] and facts["unexpected"] == ["text_branch.a"]
 
 
-@driven
+@needs_codi
 @pytest.mark.slow
 def test_another_repository_is_refused(tmp_path: Path, tiny: Path) -> None:
-    request = asked(tmp_path / "a", tiny, "text", "image", [(7, "a dog")])
-    runner = Runner([python(), str(RUNNER)], tmp_path, tmp_path / "log")
+    runner = Runner([python("codi"), str(RUNNER)], tmp_path, tmp_path / "log")
     with pytest.raises(Unanswered, match=r"unusable: .* is not CoDi's code"):
-        answered(tmp_path / "a", request, runner, LIMITS, RATE, say=lambda line: None)
+        ask("codi", tmp_path / "a", runner, T_I, tiny / "checkpoint", ONE, **SMALL)

@@ -337,8 +337,10 @@ def test_what_must_not_become_a_reference_is_refused_and_nothing_written(tmp_pat
     bless(frame_of(rows), path, "first", log)
     before = path.read_bytes(), log.read_bytes()
     error = replace(rows[3], value=None, status="error: out of memory")
+    stand_in = replace(rows[3], protocol=f"{rows[3].protocol}+by:abc+stand-in")
     for fresh, reason, words in (
         (rows, " \n", "no reason"),
+        ([*rows[:3], stand_in, *rows[4:]], "r", "1 rows are a stand-in's, the first of .*muni"),
         ([], "r", "no fresh rows"),
         ([*rows[:3], error, *rows[4:]], "r", "1 error rows.*muni.*seed 3.*out of memory"),
         ([replace(ROW, preset="smoke")], "r", "preset smoke"),

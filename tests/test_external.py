@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,16 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from baselines import external
 from baselines.external import Runner, answered
+from baselines.runners import serve
+from benchmark import registry
 from benchmark.api import Cell, Inapplicable, UserError
+from benchmark.config import PRESETS
 from benchmark.runtime import Draws
+from tests.external import RATES, put_runner
 
 STAND_IN = Path(__file__).parent / "runners" / "stand_in.py"
+OUTSIDE = [path for name in RATES for path in (external.RUNNERS / f"{name}.py", STAND_IN.parent / f"{name}_tiny.py")]
 ITEMS = [f"{row:06d}" for row in range(5)]
 
 
@@ -59,11 +67,59 @@ def test_every_item_is_answered_in_order_and_the_process_serves_the_next_request
     assert texts(ask(tmp_path / "a", runner, request())) == EXPECTED
     process = runner._process
     assert texts(ask(tmp_path / "b", runner, request())) == EXPECTED
+    (first, *_) = ask(tmp_path / "c", runner, request(("image",)))
+    assert first.keys() == {"image"}  # the same model, asked for something else
     assert runner._process is process and runner.status is None
     facts = json.loads((tmp_path / "b" / "environment.json").read_text())
     assert facts["schema"] == 1 and facts["missing"] == facts["unexpected"] == [] and facts["python"]
     runner.stop()
     assert runner.status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_what_is_known_of_a_model_is_what_the_suite_needs(name: str) -> None:
+    entry = external.known(name)
+    assert registry.load("method", name).name == name and registry.card("method", name).label == entry["label"]
+    for key in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
+        assert entry[key], key
+    assert len(entry["revision"]) == 40 and any(entry["revision"] in line for line in entry["setup"])
+    assert entry["gigabytes"] > 0 and entry["sample_rate"] == RATES[name]
+    assert entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
+    assert set(entry["settings"]).isdisjoint(external.HERE)
+    guide = (registry.ROOT / "docs" / "external" / f"{name}.md").read_text()
+    for line in entry["setup"] if name != "flowbind" else [f"baselines/runners/{name}.toml"]:  # which it names instead
+        assert line in guide
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=[path.stem for path in OUTSIDE])
+def test_what_runs_outside_is_of_old_python_and_imports_nothing_of_the_suite(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {name.partition(".")[0] for name in imported}
+    writers_may = {"data_prep"} if path.parent != external.RUNNERS else set()
+    assert names and not names & {"benchmark", "baselines", "models", "data_prep", "tests"} - writers_may
+
+
+def test_what_runners_share_needs_the_standard_library_alone_and_an_old_python() -> None:
+    path = external.RUNNERS / "serve.py"
+    tree = ast.parse(path.read_text(), feature_version=(3, 6))
+    at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in at_once for alias in node.names if isinstance(node, ast.Import)}
+    assert names and names <= sys.stdlib_module_names and all(isinstance(node, ast.Import) for node in at_once)
+
+
+def test_a_seed_is_that_of_python_numpy_and_torch() -> None:
+    def drawn(seed: int) -> list[float]:
+        serve.seed_all(seed)
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    first, other, again = drawn(7), drawn(8), drawn(7)
+    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.random.set_rng_state(before[2])
 
 
 def test_what_is_answered_is_not_asked_again(tmp_path: Path, runner: Runner) -> None:
@@ -232,29 +288,14 @@ class Things:
         }
 
 
-MODEL = """
-label = "the stand-in"
-sample_rate = 4000
-seconds_to_load = 20
-seconds_per_item = 20
-refused = { uncond = "it needs to hear something" }
-directions = ["text -> image+audio", "audio -> text", "image -> text"]
-settings = { steps = 5 }
-"""
-
-
 @pytest.fixture
 def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(external.SETTING, str(tmp_path))
-    runners = tmp_path / "runners"
-    runners.mkdir()
-    (runners / "stand_in.toml").write_text(MODEL)
-    (runners / "stand_in.py").write_text(f"import runpy; runpy.run_path({str(STAND_IN)!r}, run_name='__main__')")
+    checkpoint = put_runner("stand_in", tmp_path, monkeypatch)
     (tmp_path / "external.toml").write_text(
-        f'[stand_in]\npython = "{sys.executable}"\nrepository = "{tmp_path}"\ncheckpoint = "{runners}/stand_in.toml"\n'
+        f'[stand_in]\npython = "{sys.executable}"\nrepository = "{tmp_path}"\ncheckpoint = "{checkpoint}"\n'
     )
-    monkeypatch.setattr(external, "RUNNERS", runners)
 
     class StandIn(external.ByRunner):
         name = "stand_in"
@@ -320,7 +361,8 @@ def test_a_model_that_is_not_set_up_says_what_lacks(
     whole = path.read_text()
     for text, why in {
         whole.replace("python =", "pyton ="): r"\[stand_in\] has no key 'pyton': did you mean 'python'",
-        whole.replace("stand_in", "stand_on"): "unknown model 'stand_on'",
+        whole + "stand_in = 1\n": r"\[stand_in\] stand_in = 1: write true or false",
+        whole.replace("[stand_in]", "[stand_on]"): "unknown model 'stand_on'",
         whole.replace(sys.executable, "/nowhere/python"): "python /nowhere/python does not exist",
         "": r"no \[stand_in\] in .*docs/external/stand_in.md",
         "a = ": "external.toml: ",
@@ -333,6 +375,25 @@ def test_a_model_that_is_not_set_up_says_what_lacks(
     assert "cannot be read" in method.absent()
     monkeypatch.delenv(external.SETTING)
     assert "is not on this machine (MUNI_BENCH_EXTERNAL is not set): docs/external/stand_in.md" in method.absent()
+
+
+def test_a_stand_in_has_a_protocol_of_its_own_and_is_refused_where_numbers_are_the_models(
+    method: Any, tmp_path: Path
+) -> None:
+    before, path = method.protocol(), tmp_path / "external.toml"
+    for preset in PRESETS:
+        external.refuse_stand_in("stand_in", preset)
+    path.write_text(path.read_text() + "stand_in = true\n")
+    method.bind(Things())
+    assert method.protocol() == before | {"stand_in": True} and method.origin()["checkpoint"].endswith("stand_in.toml")
+    for preset in PRESETS:
+        if preset in ("paper", "gpu"):
+            with pytest.raises(
+                UserError, match=rf"the stand-in is a stand-in .* preset {preset} would take .*external"
+            ):
+                external.refuse_stand_in("stand_in", preset)
+        else:
+            external.refuse_stand_in("stand_in", preset)
 
 
 def test_settings_can_be_changed_and_reach_the_runner(method: Any, tmp_path: Path) -> None:

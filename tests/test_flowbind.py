@@ -1,13 +1,10 @@
 """FlowBind as an external model: its repository's own code drives tiny models with random weights in every direction.
 
-That needs a checkout of it and a Python for it: MUNI_BENCH_REPOSITORIES names a folder that holds flowbind/repository
-and flowbind/python.
+tests/external.py says what that needs.
 """
 
 from __future__ import annotations
 
-import ast
-import os
 import shutil
 import subprocess
 import sys
@@ -17,95 +14,65 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from baselines import external, flowbind
+from baselines import external
 from benchmark.api import Cell, Inapplicable, Unanswered
-from benchmark.runtime import Draws
+from tests.external import (
+    MODALITIES,
+    Things,
+    bound,
+    change,
+    check_rows,
+    driven,
+    linked,
+    place,
+    python,
+    replace,
+    set_up,
+    share_spoken_digits,
+    write_tiny,
+)
+from tests.external import things as things_of
 
-TINY = Path(__file__).parent / "runners" / "flowbind_tiny.py"
-SOURCE = external.RUNNERS / "flowbind.py"
-ALL = ("text", "image", "audio")
-ONE_TO_ONE = [((a,), (b,)) for a in ALL for b in ALL if a != b]
-MANY = [(tuple(b for b in ALL if b != a), (a,)) for a in ALL]
+ONE_TO_ONE = [((a,), (b,)) for a in MODALITIES for b in MODALITIES if a != b]
+MANY = [(tuple(b for b in MODALITIES if b != a), (a,)) for a in MODALITIES]
 DIRECTIONS = ONE_TO_ONE + MANY + [(want, given) for given, want in MANY]
 FILES = ("model.pth", "config.json", "gemmae_3.pt", "clap.pt", "lightweight_audio_ae.pth")
-
-
-def configure(folder: Path, python: Path | str, repository: Path, checkpoint: Path, more: str = "") -> None:
-    (folder / "external.toml").write_text(
-        f'[flowbind]\npython = "{python}"\nrepository = "{repository}"\n'
-        f'checkpoint = "{checkpoint}"\ndevice = "cpu"\n{more}'
-    )
-
-
-class Things:
-    """Two rows of pictures, sounds and sentences that have little in common. The sounds are of 0.64 s."""
-
-    identity, sample_rate = "things", 8000
-
-    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
-        time = torch.arange(5120) / self.sample_rate
-        texts = ["a photo of a dog on a beach", "rain falls"]
-        pictures = torch.stack([torch.linspace(0, 1, 40).expand(3, 40, 40), (torch.arange(40) % 2).expand(3, 40, 40)])
-        noise = torch.rand(5120, generator=torch.Generator().manual_seed(0))
-        sounds = torch.stack([0.5 * torch.sin(2000 * time), noise - 0.5])
-        return {
-            "text": [texts[k] for k in indices.tolist()],
-            "image": pictures[indices],
-            "audio": sounds[indices],
-        }
+needs_flowbind = driven("flowbind")
 
 
 def method() -> Any:
-    made = flowbind.METHOD((), None)  # type: ignore[arg-type]
-    assert made.absent() == ""
-    made.bind(Things())
-    return made
+    """Bound to rows whose sounds are as long as those of the tiny AudioLDM."""
+    return bound("flowbind", Things(sample_rate=8000, seconds=0.64))
 
 
 def things(made: Any, given: tuple[str, ...], want: tuple[str, ...], run: int = 0, row: int = 0) -> dict[str, Any]:
-    cell = Cell("things", given, want)
-    return made.things(cell, "test", torch.tensor([row]), Draws("render", cell, run, rows=1))
+    return things_of(made, given, want, rows=1, first=row, run=run)
 
 
 # ------------------------------------------------------------------------------------------ without the repository
 
 
-def test_what_is_known_of_it_is_whole() -> None:
+def test_it_goes_from_anything_but_nothing() -> None:
     entry = external.known("flowbind")
-    for key in ("label", "repository", "revision", "checkpoint", "licence", "gigabytes", "memory", "setup"):
-        assert entry[key], key
-    assert entry["sample_rate"] == 16000 and entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
-    assert any(entry["revision"] in command for command in entry["setup"])
     assert all(not external.refusal(entry, Cell("things", given, want)) for given, want in DIRECTIONS)
-    assert "no sampler without something given" in external.refusal(entry, Cell("things", (), ALL))
-
-
-def test_the_runner_is_of_old_python_and_imports_nothing_of_the_suite() -> None:
-    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 8))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.partition(".")[0] for name in names} & {"baselines", "benchmark", "data_prep", "models", "tests"}
+    assert "no sampler without something given" in external.refusal(entry, Cell("things", (), MODALITIES))
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configured folder whose repository is none, with the suite's own Python and a checkpoint of empty files."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(external.SETTING, str(tmp_path))
     for name in FILES:
         (tmp_path / "weights" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "weights" / name).touch()
     (tmp_path / "repository").mkdir()
-    configure(tmp_path, sys.executable, tmp_path / "repository", tmp_path / "weights")
+    set_up("flowbind", tmp_path, monkeypatch, sys.executable, tmp_path / "repository", tmp_path / "weights")
     return tmp_path
 
 
 def test_nothing_given_is_not_applicable(elsewhere: Path) -> None:
     with pytest.raises(Inapplicable, match="no distribution of its shared latent"):
-        things(method(), (), ALL)
+        things(method(), (), MODALITIES)
 
 
 def test_another_repository_and_a_checkpoint_without_a_file_are_refused(elsewhere: Path) -> None:
@@ -121,26 +88,13 @@ def test_another_repository_and_a_checkpoint_without_a_file_are_refused(elsewher
 
 
 @pytest.fixture(scope="module")
-def place() -> tuple[Path, Path]:
-    """The repository, and a Python for it."""
-    folder = Path(os.environ.get("MUNI_BENCH_REPOSITORIES", "/nowhere")) / "flowbind"
-    repository, python = folder / "repository", folder / "python"
-    if not repository.is_dir() or not python.exists():
-        pytest.skip("no flowbind/repository and flowbind/python in the folder that MUNI_BENCH_REPOSITORIES names")
-    if python.is_symlink():  # a Python finds its packages from where the link points to, not further
-        python = folder / python.readlink()
-    return repository.absolute(), python.absolute()
-
-
-@pytest.fixture(scope="module")
-def tiny(place: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of tiny models, which the hub's cache is set to."""
     home = tmp_path_factory.mktemp("flowbind")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in hub(home).items():
             patch.setenv(name, value)
-        made = subprocess.run([place[1], TINY, home], cwd=place[0], capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr[-3000:]
+        write_tiny("flowbind", home)
     yield home
     shutil.rmtree(home)
 
@@ -150,20 +104,20 @@ def hub(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def ready(place: tuple[Path, Path], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def ready(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configured folder with the tiny models in place of the published ones; `weights` links to the checkpoint's."""
-    for name, value in {**hub(tiny), "MUNI_BENCH_CACHE": str(tmp_path), external.SETTING: str(tmp_path)}.items():
+    for name, value in hub(tiny).items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "weights").mkdir()
-    for name in FILES:
-        (tmp_path / "weights" / name).symlink_to(tiny / "checkpoint" / name)
+    weights = linked(tiny / "checkpoint", tmp_path / "weights")
     known = external.known  # whatever else a machine is doing must not make an item too slow
     slow = {"seconds_to_load": 3600, "seconds_per_item": 3600}
     monkeypatch.setattr(external, "known", lambda name: known(name) | slow)
-    configure(tmp_path, place[1], place[0], tmp_path / "weights", f'image_encoder = "{tiny}/clip.pt"\n')
+    repository, encoder = place("flowbind") / "repository", str(tiny / "clip.pt")
+    set_up("flowbind", tmp_path, monkeypatch, python("flowbind"), repository, weights, image_encoder=encoder)
     return tmp_path
 
 
+@needs_flowbind
 @pytest.mark.slow
 def test_every_direction_from_raw_inputs_to_raw_outputs(ready: Path) -> None:
     made = method()
@@ -197,6 +151,17 @@ def test_every_direction_from_raw_inputs_to_raw_outputs(ready: Path) -> None:
     assert facts["settings"]["flow_steps"] == 10
 
 
+@needs_flowbind
+@pytest.mark.slow
+def test_random_weights_come_to_rows_of_a_table(
+    ready: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ready / "external.toml"
+    path.write_text(path.read_text() + "stand_in = true\nflow_steps = 2\n")
+    share_spoken_digits(tmp_path_factory, monkeypatch)
+    check_rows("flowbind", ready)
+
+
 ARITHMETIC = """
 import sys
 import torch
@@ -216,10 +181,11 @@ print("right")
 """
 
 
+@needs_flowbind
 @pytest.mark.slow
-def test_latents_are_averaged_between_ten_euler_steps_down_and_ten_up(place: tuple[Path, Path]) -> None:
-    command = [place[1], "-c", ARITHMETIC, external.RUNNERS]
-    found = subprocess.run(command, cwd=place[0], capture_output=True, text=True)
+def test_latents_are_averaged_between_ten_euler_steps_down_and_ten_up() -> None:
+    command = [python("flowbind"), "-c", ARITHMETIC, external.RUNNERS]
+    found = subprocess.run(command, cwd=place("flowbind") / "repository", capture_output=True, text=True)
     assert found.stdout.endswith("right\n"), found.stderr[-2000:]
 
 
@@ -233,14 +199,15 @@ class Harm:
         return Path.touch, (self.path,)
 
 
+@needs_flowbind
 @pytest.mark.slow
 def test_a_partial_or_harmful_checkpoint_is_refused(ready: Path, tiny: Path) -> None:
     flows, words = ready / "weights" / "model.pth", ready / "weights" / "gemmae_3.pt"
 
-    state = torch.load(flows, weights_only=True)
-    state["model_state_dict"]["audio"]["extra"] = state["model_state_dict"]["text"].pop("out.bias")
-    flows.unlink()
-    torch.save(state, flows)
+    def misplace(state: dict[str, Any]) -> None:
+        state["model_state_dict"]["audio"]["extra"] = state["model_state_dict"]["text"].pop("out.bias")
+
+    change(flows, misplace)
     with pytest.raises(Unanswered, match=r"a partial load: 1 keys missing, 1 unexpected, such as text\.out\.bias"):
         things(method(), ("text",), ("image",))
 
@@ -249,16 +216,14 @@ def test_a_partial_or_harmful_checkpoint_is_refused(ready: Path, tiny: Path) -> 
         things(method(), ("text",), ("image",))
     assert not (ready / "harm").exists()
 
-    flows.unlink()
+    replace(flows)
     flows.symlink_to(tiny / "checkpoint" / "model.pth")
-    state = torch.load(words, weights_only=True)
-    del state["prefix_proj"]["ln.bias"]
-    words.unlink()
-    torch.save(state, words)
+    change(words, lambda state: state["prefix_proj"].pop("ln.bias"))
     with pytest.raises(Unanswered, match=r"unusable: the text encoder .* cannot be loaded .*ln\.bias"):
         things(method(), ("text",), ("image",))
 
 
+@needs_flowbind
 @pytest.mark.slow
 def test_weights_that_transformers_would_draw_at_random_are_refused(
     ready: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,8 +231,6 @@ def test_weights_that_transformers_would_draw_at_random_are_refused(
     shutil.copytree(tiny / "hub", ready / "hub")
     monkeypatch.setenv("HF_HUB_CACHE", str(ready / "hub"))
     (path,) = (ready / "hub" / "models--google--embeddinggemma-300m" / "snapshots").glob("*/model.safetensors")
-    state = load_file(path)
-    lacking = next(name for name in state if name.endswith("q_proj.weight"))
-    save_file({name: value for name, value in state.items() if name != lacking}, path, {"format": "pt"})
+    change(path, lambda state: state.pop(next(name for name in state if name.endswith("q_proj.weight"))))
     with pytest.raises(Unanswered, match=r"a partial load: 1 keys missing, 0 unexpected, such as Gemma3TextModel\."):
         things(method(), ("text",), ("image",))

@@ -13,6 +13,7 @@ from benchmark import registry, trained
 from benchmark.api import Inapplicable
 from benchmark.metrics import judges, towers
 from benchmark.runtime import Draws
+from tests.tiny import weight_files
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -53,11 +54,8 @@ class Easy:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty cache, and no judges in memory."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(towers, "_known", {})
-    return tmp_path / "judges"
+def folder(empty_cache):
+    return empty_cache / "judges"
 
 
 @pytest.fixture
@@ -66,10 +64,6 @@ def short(monkeypatch):
     monkeypatch.setattr(towers, "UPDATES", 2)
     monkeypatch.setattr(towers, "ROWS", 16)
     monkeypatch.setattr(towers, "HELD_OUT", 50)
-
-
-def files(folder):
-    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def forget():
@@ -221,7 +215,7 @@ def test_they_are_trained_once(short, monkeypatch):
 @pytest.mark.parametrize("damage", ["short", "empty", "other weights", "no facts", "another's facts"])
 def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
     network = network_of(Easy())
-    (name,) = files(folder)
+    (name,) = weight_files(folder)
     content = (folder / name).read_bytes()
     if damage == "short":
         (folder / name).write_bytes(content[: len(content) // 2])
@@ -245,10 +239,10 @@ def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
 def test_what_they_depend_on_tells_judges_apart(short, folder, monkeypatch):
     for data in (Easy(), Easy("other"), Easy(rows=50)):
         towers.of(data, say=str)
-    assert len(files(folder)) == 3
+    assert len(weight_files(folder)) == 3
     monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
     towers.of(Easy(), say=str)
-    assert len(files(folder)) == 4
+    assert len(weight_files(folder)) == 4
 
 
 def test_judges_of_other_kinds_are_no_part_of_their_code():

@@ -22,6 +22,17 @@ diffusers = pytest.importorskip("diffusers", reason="specialists need the extra 
 from data_prep import tiny_models  # noqa: E402
 
 DIRECTIONS = {"flux": ("text", "image"), "llava_next": ("image", "text"), "qwen2_audio": ("audio", "text")}
+LANGUAGE_MODEL = {  # of Llama and of Qwen alike
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
 TEMPLATE = "{% for part in messages[0]['content'] %}{{ part.text if part.type == 'text' else MARK }} {% endfor %}"
 
 
@@ -143,18 +154,7 @@ def write_llava_next(folder: Path) -> None:
             patch_size=8,
             projection_dim=32,
         ),
-        text_config=transformers.LlamaConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=2,
-        ),
+        text_config=transformers.LlamaConfig(vocab_size=len(words), **LANGUAGE_MODEL),
         image_token_index=place,
         image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
         vision_feature_layer=-2,
@@ -187,18 +187,7 @@ def write_qwen2_audio(folder: Path) -> None:
             encoder_ffn_dim=32,
             max_source_positions=50,
         ),
-        text_config=transformers.Qwen2Config(
-            vocab_size=len(words),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=2,
-        ),
+        text_config=transformers.Qwen2Config(vocab_size=len(words), **LANGUAGE_MODEL),
         audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
     )
     tiny_models._save(transformers.Qwen2AudioForConditionalGeneration(config), folder)

@@ -207,7 +207,7 @@ def test_a_search_scores_things_of_the_validation_split(tmp_path: Path) -> None:
     errors = []
     for cell in tune._cells(search, "one_to_one"):
         metric = registry.load("metric", "digit_agreement")(cell, held_out)
-        kept = runner.kept_things(run, data, cell, "validation")
+        kept = runner.kept_things(run, data, cell, None, "validation")
         metric.update(data.raw("validation", rows), kept.read(0, 60, cell.want))
         errors.append(1 - metric.compute().value)
     assert float(line["one_to_one"]) == pytest.approx(sum(errors) / 6, rel=1e-4)

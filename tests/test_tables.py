@@ -15,6 +15,7 @@ from benchmark.tables import (
     FORMATS,
     ONE_PER_COLUMN,
     RESULTS,
+    STAND_IN,
     TERM_WIDTH,
     Column,
     Job,
@@ -352,6 +353,38 @@ def test_methods_have_versions_of_their_own_and_presets_do_not_mix(table):
     assert alone["value"].iloc[2] == pytest.approx(1.02)
     both = pd.concat([frame, measured(table, lambda *_: 100.0, preset="gpu")])
     pd.testing.assert_frame_equal(summarise(both, table, "cpu", MODALITIES), alone)
+
+
+def test_other_peoples_checkpoints_stand_beside_ours_and_one_method_has_one_of_them(table):
+    """What answered stands behind what all rows of a column share."""
+    frame = measured(table, plain)
+    shared, theirs = frame["protocol"], frame["method"] == "muni"
+    frame.loc[theirs, "protocol"] += "+by:aaa"
+    beside = summarise(frame, table, "cpu", MODALITIES)
+    frame.loc[:, "protocol"] = shared.where(~theirs, "other+by:aaa")
+    with pytest.raises(UserError, match=r"protocol abc .* and other\+by:aaa .* cannot share a column"):
+        summarise(frame, table, "cpu", MODALITIES)
+    frame.loc[:, "protocol"] = shared
+    pd.testing.assert_series_equal(beside["value"], summarise(frame, table, "cpu", MODALITIES)["value"])
+    frame.loc[theirs & (frame["seed"] == 2), "protocol"] += "+by:aaa+stand-in"
+    with pytest.raises(UserError, match=r"protocol abc .* and abc\+by:aaa\+stand-in .muni seed 2. cannot share"):
+        summarise(frame, table, "cpu", MODALITIES)
+
+
+def test_a_stand_in_is_marked_in_every_format_and_is_neither_the_best_nor_a_ratio(table):
+    frame = measured(table, lambda method, *_: {"muni": 0.5, "real": 0.1, "chance": 3.0}.get(method, 1.0))
+    plainly = page(table, frame, format="csv")
+    best = [line for line in plainly.splitlines() if line.startswith("table5,cpu,measured,muni,")]
+    assert all(line.split(",")[8] == "1" for line in best) and "ratio to the chance row,muni," in plainly
+    frame.loc[frame["method"] == "muni", "protocol"] += "+by:aaa+stand-in"
+    lines = page(table, frame, format="csv").splitlines()
+    ours = [line for line in lines if line.startswith("table5,cpu,measured,muni,")]
+    assert ours and all(line.split(",")[8] == "0" and STAND_IN in line for line in ours)
+    assert not any(line.startswith("table5,cpu,ratio to the chance row,muni,") for line in lines)
+    assert all(",muni," in line for line in lines if STAND_IN in line)
+    for format in ("term", "md", "html", "tex"):
+        text = page(table, frame, format=format).replace("&#x27;", "'")
+        assert text.count(STAND_IN) == 1 and STAND_IN not in page(table, measured(table, plain), format=format)
 
 
 def test_one_key_has_one_number_and_an_error_gives_way(table):

@@ -1,15 +1,10 @@
 """TangoFlux: its own code on a tiny checkpoint with random weights, from captions to sounds, and faults of both.
 
-The drive needs its repository and a Python for it: MUNI_BENCH_REPOSITORIES names a folder with tangoflux/repository, a
-work tree, and tangoflux/python, an executable.
+tests/external.py says what the drive needs.
 """
 
 from __future__ import annotations
 
-import ast
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,62 +12,40 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from baselines import external, tangoflux
-from baselines.external import Runner, answered
+from baselines import external
+from baselines.external import Runner
 from benchmark.api import TASKS, Cell, Inapplicable, cells
-from benchmark.runtime import Draws
+from tests.external import (
+    MODALITIES,
+    RATES,
+    WRITERS,
+    Things,
+    bound,
+    change,
+    driven,
+    linked,
+    place,
+    python,
+    set_up,
+    things,
+    write_tiny,
+)
+from tests.external import ask as ask_runner
 
 RUNNER = external.RUNNERS / "tangoflux.py"
-TINY = Path(__file__).parent / "runners" / "tangoflux_tiny.py"
-MODALITIES = ("text", "image", "audio")
+TINY = WRITERS / "tangoflux_tiny.py"
 T_A = Cell("things", ("text",), ("audio",))
-RATE = 44100
+RATE = RATES["tangoflux"]
 SMALL = {"steps": 2, "seconds": 1}
-REPOSITORIES = os.environ.get("MUNI_BENCH_REPOSITORIES", "")
-PLACE = Path(REPOSITORIES).expanduser() / "tangoflux"
-PRESENT = bool(REPOSITORIES) and all((PLACE / name).exists() for name in ("repository", "python"))
-driven = pytest.mark.skipif(
-    not PRESENT, reason="needs TangoFlux: MUNI_BENCH_REPOSITORIES names no folder with tangoflux/{repository,python}"
-)
-
-
-def python() -> str:
-    """The executable. A link to that of a virtual environment is followed once: further, it is none of that."""
-    path = PLACE / "python"
-    return str(path.parent / path.readlink()) if path.is_symlink() else str(path)
-
-
-class Things:
-    """Two rows of sentences and sounds of two seconds."""
-
-    identity, sample_rate = "things", 16000
-
-    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
-        rows = len(indices)
-        return {
-            "text": ["a dog barks", "rain on a roof"][:rows],
-            "image": torch.zeros(rows, 3, 8, 8),
-            "audio": torch.zeros(rows, 2 * self.sample_rate),
-        }
+needs_tangoflux = driven("tangoflux")
 
 
 # ------------------------------------------------------------------------------------ without the repository
 
 
-def test_what_is_known_of_it_is_what_the_suite_needs() -> None:
-    entry = external.known("tangoflux")
-    assert tangoflux.METHOD.name == "tangoflux" and tangoflux.CARD.label == entry["label"]
-    for name in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
-        assert entry[name], name
-    assert len(entry["revision"]) == 40 and any(entry["revision"] in line for line in entry["setup"])
-    assert entry["gigabytes"] > 0 and entry["sample_rate"] == RATE
-    assert entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
-    assert entry["settings"] == {"steps": 50, "guidance": 4.5, "seconds": 10}
-    guide = (external.RUNNERS.parents[1] / "docs" / "external" / "tangoflux.md").read_text()
-    for line in entry["setup"]:
-        assert line in guide
+def test_its_settings_are_those_that_its_authors_recommend() -> None:
+    assert external.known("tangoflux")["settings"] == {"steps": 50, "guidance": 4.5, "seconds": 10}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -85,53 +58,28 @@ def test_it_goes_from_captions_to_sounds_alone(task: str) -> None:
 def test_refused_directions_are_not_applicable_and_nothing_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = at(tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    set_up("tangoflux", tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    method = bound("tangoflux")
     for given, want in ((("image",), ("audio",)), (("audio",), ("text",)), (("text",), ("image", "audio"))):
         with pytest.raises(Inapplicable, match="TangoFlux goes text -> audio alone"):
-            things(method, Cell("things", given, want))
+            things(method, given, want)
     assert method.runner.status == 0
-
-
-def test_the_runner_is_old_python_and_knows_nothing_of_the_suite() -> None:
-    tree = ast.parse(RUNNER.read_text(), feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in imported} & {"benchmark", "baselines", "models", "data_prep", "tests"}
-    ast.parse(TINY.read_text(), feature_version=(3, 8))
 
 
 # --------------------------------------------------------------------------------------------- with it
 
 
-def at(folder: Path, monkeypatch: pytest.MonkeyPatch, python: str, repository: Path, checkpoint: Path) -> Any:
-    """The method, set up by an external.toml below the folder, and bound to Things."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(folder / "cache"))
-    monkeypatch.setenv(external.SETTING, str(folder))
-    (folder / "external.toml").write_text(
-        f'[tangoflux]\npython = "{python}"\nrepository = "{repository}"\ncheckpoint = "{checkpoint}"\n'
-        'device = "cpu"\n' + "".join(f"{name} = {value}\n" for name, value in SMALL.items())
-    )
-    method = tangoflux.METHOD((), None)  # type: ignore[arg-type]
-    method.bind(Things())
-    return method
-
-
-def things(method: Any, cell: Cell) -> dict[str, Any]:
-    return method.things(cell, "test", torch.arange(2), Draws("render", cell, 0, rows=2))
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tangoflux") / "checkpoint"
-    command = [python(), str(TINY), str(folder)]
-    subprocess.run(command, cwd=PLACE / "repository", check=True, timeout=600, stdout=subprocess.DEVNULL)
+    write_tiny("tangoflux", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     log = tmp_path_factory.mktemp("log") / "tangoflux.log"
-    made = Runner([python(), str(TINY), str(RUNNER)], PLACE / "repository", log)
+    made = Runner([python("tangoflux"), str(TINY), str(RUNNER)], place("tangoflux") / "repository", log)
     yield made
     made.stop()
 
@@ -140,14 +88,10 @@ def ask(
     folder: Path, runner: Runner, checkpoint: Path, asked: tuple[tuple[int, str], ...] = ((7, "rain"),), **settings: Any
 ) -> list[Any]:
     """Sounds of seeds and captions."""
-    items = [{"id": f"{row:06d}", "seed": seed, "inputs": {"text": text}} for row, (seed, text) in enumerate(asked)]
-    about = {"schema": 1, "model": "tangoflux", "given": ["text"], "want": ["audio"], "items": items}
-    settings = {**external.known("tangoflux")["settings"], **SMALL, **settings}
-    request = {**about, "checkpoint": str(checkpoint), "device": "cpu", "settings": settings}
-    return [each["audio"] for each in answered(folder, request, runner, (600, 600), RATE, say=lambda line: None)]
+    return ask_runner("tangoflux", folder, runner, T_A, checkpoint, asked, **{**SMALL, **settings})
 
 
-@driven
+@needs_tangoflux
 @pytest.mark.slow
 def test_sounds_of_captions_by_their_seed_alone(tmp_path: Path, runner: Runner, checkpoint: Path) -> None:
     """The public class makes every sound of the same noise: a runner that forgets it gives two seeds one sound."""
@@ -159,66 +103,68 @@ def test_sounds_of_captions_by_their_seed_alone(tmp_path: Path, runner: Runner, 
     assert not torch.equal(guided, made)
 
 
-@driven
+@needs_tangoflux
 @pytest.mark.slow
 def test_the_method_answers_in_the_form_of_its_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
     shrinking = tmp_path / "python"
-    shrinking.write_text(f'#!/bin/sh\nexec "{python()}" "{TINY}" "$@"\n')
+    shrinking.write_text(f'#!/bin/sh\nexec "{python("tangoflux")}" "{TINY}" "$@"\n')
     shrinking.chmod(0o755)
-    method = at(tmp_path, monkeypatch, str(shrinking), PLACE / "repository", checkpoint)
+    repository = place("tangoflux") / "repository"
+    set_up("tangoflux", tmp_path, monkeypatch, shrinking, repository, checkpoint, **SMALL)
+    method = bound("tangoflux", Things(seconds=2))
     try:
-        made = things(method, T_A)["audio"]
+        made = things(method, T_A.given, T_A.want)["audio"]
     finally:
         method.runner.stop()
     # A second of 44,100 Hz in two, at the dataset's own rate.
-    assert made.shape == (2, 2 * Things.sample_rate)
-    assert made[:, : Things.sample_rate].abs().amax(1).min() > 0 and made[:, Things.sample_rate + 200 :].eq(0).all()
+    rate = method.data.sample_rate
+    assert made.shape == (2, 2 * rate)
+    assert made[:, :rate].abs().amax(1).min() > 0 and made[:, rate + 200 :].eq(0).all()
     facts = method.protocol()
     assert facts["settings"] == {**SMALL, "guidance": 4.5} and len(facts["revision"]) == 40
     files = {each["file"] for each in facts["checkpoint"]}
     assert {"tangoflux.safetensors", "vae.safetensors", "flan-t5-large/model.safetensors"} <= files
 
 
-FAULTS = {
+FAULTS = {  # file, key that is taken away, those that are put there, what is said
     "a missing key": (
         "tangoflux.safetensors",
-        "del state['transformer.transformer_blocks.0.attn.to_q.weight']; state['stranger'] = torch.zeros(1)",
+        "transformer.transformer_blocks.0.attn.to_q.weight",
+        {"stranger": torch.zeros(1)},
         "a partial load: 1 keys missing, 1 unexpected, such as tangoflux: transformer.transformer_blocks.0.attn.to_q",
     ),
     "no words": (
         "tangoflux.safetensors",
-        "del state['text_encoder.shared.weight']",
+        "text_encoder.shared.weight",
+        {},
         "a partial load: 2 keys missing, 0 unexpected, such as tangoflux: text_encoder.",
     ),
     "half an autoencoder": (
         "vae.safetensors",
-        "del state['decoder.conv2.weight_v']",
+        "decoder.conv2.weight_v",
+        {},
         "a partial load: 1 keys missing, 0 unexpected, such as vae: decoder.conv2.weight_v",
     ),
     "another size": (
         "tangoflux.safetensors",
-        "state['fc.0.weight'] = torch.zeros(3, 3)",
+        "fc.0.weight",
+        {"fc.0.weight": torch.zeros(3, 3)},
         r".* cannot be loaded \(.*size mismatch for fc.0.weight",
     ),
 }
 
 
-@driven
+@needs_tangoflux
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_checkpoint_that_does_not_fit_is_refused(
     fault: str, tmp_path: Path, runner: Runner, checkpoint: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    name, code, why = FAULTS[fault]
-    damaged = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, damaged)
-    state = load_file(damaged / name)
-    exec(code, {"state": state, "torch": torch})
-    save_file(state, damaged / name)
+    name, lost, added, why = FAULTS[fault]
+    damaged = linked(checkpoint, tmp_path / "checkpoint")
+    change(damaged / name, lambda state: (state.pop(lost), state.update(added)))
     with pytest.raises(RuntimeError, match=f"unusable: {why}"):
         ask(tmp_path / "a", runner, damaged)
 

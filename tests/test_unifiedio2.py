@@ -1,117 +1,59 @@
 """Unified-IO 2: its own code on a tiny checkpoint with random weights, in its four directions, and faults of both.
 
-The drive needs its repository and a Python for it: MUNI_BENCH_REPOSITORIES names a folder with unifiedio2/repository, a
-work tree, and unifiedio2/python, an executable. What the runner asks of the package, a stand-in of that shows anywhere.
+tests/external.py says what the drive needs. What the runner asks of the package, a stand-in of that shows anywhere.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from baselines import external, unifiedio2
-from baselines.external import Runner, answered
+from baselines import external
+from baselines.external import Runner
 from benchmark.api import TASKS, Cell, Inapplicable, cells
-from benchmark.runtime import Draws
-from benchmark.samples import write_png, write_wav
+from tests.external import (
+    MODALITIES,
+    RATE,
+    Things,
+    bound,
+    change,
+    driven,
+    linked,
+    place,
+    python,
+    replace,
+    same,
+    set_up,
+    things,
+    write_tiny,
+)
+from tests.external import ask as ask_runner
 
 RUNNER = external.RUNNERS / "unifiedio2.py"
-TINY = Path(__file__).parent / "runners" / "unifiedio2_tiny.py"
-MODALITIES = ("text", "image", "audio")
 DIRECTIONS = [
     Cell("things", (given,), (want,))
     for given, want in (("text", "image"), ("image", "text"), ("text", "audio"), ("audio", "text"))
 ]
-RATE = 16000
-REPOSITORIES = os.environ.get("MUNI_BENCH_REPOSITORIES", "")
-PLACE = Path(REPOSITORIES).expanduser() / "unifiedio2"
-PRESENT = bool(REPOSITORIES) and all((PLACE / name).exists() for name in ("repository", "python"))
-driven = pytest.mark.skipif(
-    not PRESENT,
-    reason="needs Unified-IO 2: MUNI_BENCH_REPOSITORIES names no folder with unifiedio2/{repository,python}",
-)
-
-
-def python() -> str:
-    """The executable. A link to that of a virtual environment is followed once: further, it is none of that."""
-    path = PLACE / "python"
-    return str(path.parent / path.readlink()) if path.is_symlink() else str(path)
-
-
-class Things:
-    """Two rows of pictures, sentences, and sounds of ten seconds."""
-
-    identity, sample_rate = "things", RATE
-
-    def raw(self, split: str, indices: Tensor) -> dict[str, Any]:
-        rows = len(indices)
-        time = torch.arange(10 * self.sample_rate) / self.sample_rate
-        return {
-            "text": ["a dog barks", "rain on a roof"][:rows],
-            "image": torch.rand(rows, 3, 40, 40, generator=torch.Generator().manual_seed(0)),
-            "audio": torch.stack([torch.sin(300 * (row + 1) * time) / 2 for row in range(rows)]),
-        }
+DATA = Things(seconds=10)
+needs_unifiedio2 = driven("unifiedio2")
 
 
 def ask(
-    folder: Path, runner: Runner, cell: Cell, checkpoint: Path, seeds: tuple[int, ...] = (7,), **settings: Any
+    folder: Path, runner: Runner, cell: Cell, checkpoint: Path, seeds: Sequence[int] = (7,), **settings: Any
 ) -> list[Any]:
     """Answers to the first row of Things, with each of the seeds."""
-    raw = Things().raw("test", torch.arange(1))
-    (folder / "inputs").mkdir(parents=True, exist_ok=True)
-    write_png(folder / "inputs" / "image.png", raw["image"][0])
-    write_wav(folder / "inputs" / "audio.wav", raw["audio"][0], RATE)
-    inputs = {"text": raw["text"][0], "image": "inputs/image.png", "audio": "inputs/audio.wav"}
-    (given,), (want,) = cell.given, cell.want
-    items = [{"id": f"{row:06d}", "seed": seed, "inputs": {given: inputs[given]}} for row, seed in enumerate(seeds)]
-    about = {"schema": 1, "model": "unifiedio2", "given": [given], "want": [want], "items": items, "device": "cpu"}
-    settings = {**external.known("unifiedio2")["settings"], **settings}
-    request = {**about, "checkpoint": str(checkpoint), "settings": settings}
-    return [each[want] for each in answered(folder, request, runner, (600, 600), RATE, say=lambda line: None)]
-
-
-def at(folder: Path, monkeypatch: pytest.MonkeyPatch, python: str, repository: Path, checkpoint: Path) -> Any:
-    """The method, set up by an external.toml below the folder, and bound to Things."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(folder / "cache"))
-    monkeypatch.setenv(external.SETTING, str(folder))
-    (folder / "external.toml").write_text(
-        f'[unifiedio2]\npython = "{python}"\nrepository = "{repository}"\ncheckpoint = "{checkpoint}"\ndevice = "cpu"\n'
-    )
-    method = unifiedio2.METHOD((), None)  # type: ignore[arg-type]
-    method.bind(Things())
-    return method
-
-
-def things(method: Any, cell: Cell) -> dict[str, Any]:
-    return method.things(cell, "test", torch.arange(2), Draws("render", cell, 0, rows=2))
+    value = DATA.raw("test", torch.tensor([0]))[cell.given[0]][0]
+    return ask_runner("unifiedio2", folder, runner, cell, checkpoint, [(seed, value) for seed in seeds], **settings)
 
 
 # ------------------------------------------------------------------------------------ without the repository
-
-
-def test_what_is_known_of_it_is_what_the_suite_needs() -> None:
-    entry = external.known("unifiedio2")
-    assert unifiedio2.METHOD.name == "unifiedio2" and unifiedio2.CARD.label == entry["label"]
-    for name in ("repository", "revision", "checkpoint", "licence", "memory", "setup"):
-        assert entry[name], name
-    assert len(entry["revision"]) == 40 and any(entry["revision"] in line for line in entry["setup"])
-    assert entry["gigabytes"] > 0 and entry["sample_rate"] == RATE
-    assert entry["seconds_to_load"] > 0 and entry["seconds_per_item"] > 0
-    assert set(entry["settings"]).isdisjoint(external.HERE)
-    guide = (external.RUNNERS.parents[1] / "docs" / "external" / "unifiedio2.md").read_text()
-    for line in entry["setup"]:
-        assert line in guide
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -126,19 +68,12 @@ def test_it_goes_between_captions_and_the_other_two(task: str) -> None:
 def test_refused_directions_are_not_applicable_and_nothing_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = at(tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    set_up("unifiedio2", tmp_path, monkeypatch, "/bin/false", tmp_path, tmp_path)
+    method = bound("unifiedio2")
     for given, want in ((("image",), ("audio",)), (("text", "image"), ("audio",)), ((), MODALITIES)):
         with pytest.raises(Inapplicable, match=r"UnifiedIO2-L goes .* alone"):
-            things(method, Cell("things", given, want))
+            things(method, given, want)
     assert method.runner.status == 0
-
-
-def test_the_runner_is_old_python_and_knows_nothing_of_the_suite() -> None:
-    tree = ast.parse(RUNNER.read_text(), feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name.split(".")[0] for name in imported} & {"benchmark", "baselines", "models", "data_prep", "tests"}
-    ast.parse(TINY.read_text(), feature_version=(3, 8))
 
 
 # ------------------------------------------------------------------------------------ what it asks of the package
@@ -279,8 +214,9 @@ def test_what_the_runner_asks_of_the_package(tmp_path: Path, stand_in: Path) -> 
         {},
     ]
     first, second, third = calls(stand_in, "image_captioning")
+    third["image"] = first["image"]  # a file of the same
     assert first == third and first["drawn"] != second["drawn"]  # prompts and tokens are the seed's
-    assert first["image"] == str(tmp_path / "a" / "inputs" / "image.png") and not first["single"]
+    assert first["image"] == str(tmp_path / "a" / "inputs" / "0.png") and not first["single"]
     # The length of a sound is read where ffprobe is not.
     assert ask(tmp_path / "b", runner, of_audio, checkpoint) == ["a sound"]
     assert calls(stand_in, "audio_captioning")[0]["seconds"] == 10
@@ -336,9 +272,8 @@ def test_what_is_not_as_it_should_be_is_refused(tmp_path: Path, stand_in: Path) 
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, into which a vocoder of random weights is written where the published one lies."""
     folder = tmp_path_factory.mktemp("unifiedio2") / "repository"
-    shutil.copytree(PLACE / "repository" / "uio2", folder / "uio2")
-    command = [python(), str(TINY), str(folder.parent / "checkpoint")]
-    subprocess.run(command, cwd=folder, check=True, timeout=900, stdout=subprocess.DEVNULL)
+    shutil.copytree(place("unifiedio2") / "repository" / "uio2", folder / "uio2")
+    write_tiny("unifiedio2", folder.parent / "checkpoint", folder)
     return folder
 
 
@@ -349,18 +284,12 @@ def checkpoint(repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runner(repository: Path) -> Iterator[Runner]:
-    made = Runner([python(), str(RUNNER)], repository, repository.parent / "log")
+    made = Runner([python("unifiedio2"), str(RUNNER)], repository, repository.parent / "log")
     yield made
     made.stop()
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple):
-        return torch.equal(one[0], other[0])
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
-
-
-@driven
+@needs_unifiedio2
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", DIRECTIONS, ids=str)
 def test_every_direction_from_raw_inputs_to_outputs_by_its_seed_alone(
@@ -378,15 +307,16 @@ def test_every_direction_from_raw_inputs_to_outputs_by_its_seed_alone(
     assert not same(made, other) or cell.want == ("text",)  # the likeliest words of random weights may agree
 
 
-@driven
+@needs_unifiedio2
 @pytest.mark.slow
 def test_the_method_answers_in_the_form_of_its_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path, checkpoint: Path
 ) -> None:
-    method = at(tmp_path, monkeypatch, python(), repository, checkpoint)
+    set_up("unifiedio2", tmp_path, monkeypatch, python("unifiedio2"), repository, checkpoint)
+    method = bound("unifiedio2", DATA)
     try:
-        texts = things(method, Cell("things", ("audio",), ("text",)))["text"]
-        sounds = things(method, Cell("things", ("text",), ("audio",)))["audio"]
+        texts = things(method, ("audio",), ("text",))["text"]
+        sounds = things(method, ("text",), ("audio",))["audio"]
     finally:
         method.runner.stop()
     assert len(texts) == 2 and all(texts)
@@ -399,20 +329,14 @@ def test_the_method_answers_in_the_form_of_its_dataset(
     assert [each["file"] for each in facts["checkpoint"]] == files
 
 
-@driven
+@needs_unifiedio2
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, runner: Runner, checkpoint: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    damaged = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint, damaged)
-    weights = damaged / "model" / "model.safetensors"
-    state = load_file(weights)
-    del state["decoder.layers_1.self_attention.query.weight"]
-    save_file(state, weights)
-    why = "1 keys missing, 0 unexpected, such as decoder.layers_1.self_attention.query.weight"
-    with pytest.raises(RuntimeError, match=f"unusable: a partial load: {why}"):
+    damaged = linked(checkpoint, tmp_path / "checkpoint")
+    lost = "decoder.layers_1.self_attention.query.weight"
+    change(damaged / "model" / "model.safetensors", lambda state: state.pop(lost))
+    with pytest.raises(RuntimeError, match=f"unusable: a partial load: 1 keys missing, 0 unexpected, such as {lost}"):
         ask(tmp_path / "a", runner, DIRECTIONS[0], damaged)
-    (damaged / "tokenizer.model").write_bytes(b"not a model")
+    replace(damaged / "tokenizer.model", b"not a model")
     with pytest.raises(RuntimeError, match=r"unusable: .*/checkpoint cannot be loaded"):
         ask(tmp_path / "b", runner, DIRECTIONS[0], damaged)

@@ -11,6 +11,7 @@ from benchmark import registry, trained
 from benchmark.api import Modality
 from benchmark.metrics import verifier
 from benchmark.runtime import Draws
+from tests.tiny import weight_files
 
 LABELS = {"digit": 3, "quadrant": 4}
 
@@ -40,11 +41,8 @@ class Easy:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty cache, and no verifier in memory."""
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(verifier, "_known", {})
-    return tmp_path / "verifiers"
+def folder(empty_cache):
+    return empty_cache / "verifiers"
 
 
 @pytest.fixture
@@ -52,10 +50,6 @@ def short(monkeypatch):
     """Two updates: where it does not matter what is learnt."""
     monkeypatch.setattr(verifier, "UPDATES", 2)
     monkeypatch.setattr(verifier, "ROWS", 16)
-
-
-def files(folder):
-    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def forget():
@@ -83,7 +77,7 @@ def test_it_learns_what_pictures_show_and_says_how_well(folder, monkeypatch):
     assert (found.labels["quadrant"] == rows["quadrant"]).double().mean() > 0.99
     assert found.features.shape == (300, verifier.FEATURES)
     assert "30 updates" in lines[0] and "on 600 real test pictures" in lines[-1]
-    (name,) = files(folder)
+    (name,) = weight_files(folder)
     with safe_open(folder / name, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
     assert facts == network.facts
@@ -148,7 +142,7 @@ def test_it_is_trained_once(short, folder, monkeypatch):
 @pytest.mark.parametrize("damage", ["short", "empty", "other weights", "no facts", "another's facts"])
 def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
     network = verifier.of(Easy(), say=str)
-    (name,) = files(folder)
+    (name,) = weight_files(folder)
     content = (folder / name).read_bytes()
     if damage == "short":
         (folder / name).write_bytes(content[: len(content) // 2])
@@ -172,10 +166,10 @@ def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
 def test_what_it_depends_on_tells_verifiers_apart(short, folder, monkeypatch):
     for data in (Easy(), Easy("other"), Easy(rows=50), Easy(side=32)):
         verifier.of(data, say=str)
-    assert len(files(folder)) == 4
+    assert len(weight_files(folder)) == 4
     monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
     verifier.of(Easy(), say=str)
-    assert len(files(folder)) == 5
+    assert len(weight_files(folder)) == 5
 
 
 def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What tests of pretrained models share: the tiny models, written once per test run, and weights made by a rule."""
+"""What tests of judges share: tiny pretrained models, written once per test run, weights made by a rule, and files."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run that all its processes see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if base.name.startswith("popen-") else base
+
+
+def weight_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def by_rule(state: dict[str, Tensor]) -> dict[str, Tensor]:

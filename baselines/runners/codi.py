@@ -6,9 +6,7 @@ docs/external/codi.md for the set-up. The checkpoint is a folder of the four pub
 that checksums cover all that answers and nothing is fetched.
 """
 
-import json
 import os
-import random
 import sys
 
 import serve
@@ -40,8 +38,8 @@ class CoDi(serve.Model):
     def answer(self, item, folder):
         import torch
 
-        seed_all(item["seed"])
-        given, want = sorted(item["inputs"]), wanted(folder)
+        serve.seed_all(item["seed"])
+        given, want = sorted(item["inputs"]), item["want"]
         with torch.no_grad():
             made = self.module.inference(
                 xtype=list(want),
@@ -151,9 +149,7 @@ def filled(net, folder, surplus):
         try:
             found = net.load_state_dict(weights, strict=False)
         except RuntimeError as error:  # another size
-            raise serve.Unusable(
-                f"{name} does not fit the repository's model: {' '.join(str(error).split())}"
-            ) from None
+            raise serve.Unusable(f"{name} does not fit the repository's model: {serve.one_line(error)}") from None
         unexpected += [key for key in found.unexpected_keys if not key.startswith(LATER + surplus)]
         lacking -= set(weights)
     return sorted(lacking), sorted(unexpected)
@@ -178,7 +174,7 @@ def tensors(path):
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged in any way, or of anything else than tensors
-        raise serve.Unusable(f"{path} is not a whole file of tensors: {' '.join(str(error).split())[:200]}") from None
+        raise serve.Unusable(f"{path} is not a whole file of tensors: {serve.one_line(error)[:200]}") from None
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise serve.Unusable(f"{path} is not a table of tensors by key")
     return found
@@ -225,21 +221,6 @@ def hear_once(module):
 
     with torch.no_grad():
         module.net.clap_encode_audio(torch.zeros(1, 1, RATE))
-
-
-def seed_all(seed):
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def wanted(folder):
-    """Modalities that the request asks for."""
-    with open(os.path.join(folder, serve.REQUEST), encoding="utf-8") as file:
-        return json.load(file)["want"]
 
 
 def heard(path, seconds):

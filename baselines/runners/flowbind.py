@@ -14,7 +14,6 @@ import importlib
 import json
 import logging
 import os
-import random
 import re
 import sys
 import types
@@ -47,9 +46,8 @@ class FlowBind(serve.Model):
         self.integrate, self.method = integrate, f"euler{steps}"
 
     def answer(self, item, folder):
-        with open(os.path.join(folder, serve.REQUEST), encoding="utf-8") as file:
-            want = json.load(file)["want"]  # the model outlives the request that it was loaded for
-        _seed(item["seed"])
+        want = item["want"]
+        serve.seed_all(item["seed"])  # the pipelines' noise, and where a long sound is cut
         with torch.no_grad():
             given = {}
             for name, value in sorted(item["inputs"].items()):
@@ -136,7 +134,7 @@ def _named(what):
     except serve.Unusable:
         raise
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
+        line = serve.one_line(f"{type(error).__name__}: {error}")
         raise serve.Unusable(f"{what} ({line[:400]}): {GUIDE}") from None
 
 
@@ -317,13 +315,6 @@ def _levels(utils, pixels):
     if not torch.isfinite(pixels).all():
         raise ValueError("a picture holds NaN")
     return utils.Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _seed(seed):
-    """Of all that draws: the pipelines' noise, and where a long sound is cut."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ checksums cover all that answers and nothing is fetched: `hub/` and, below it, t
 import contextlib
 import importlib
 import importlib.machinery
-import json
 import os
 import pathlib
-import random
 import re
 import sys
 import types
@@ -55,8 +53,8 @@ class OmniFlow(serve.Model):
         self.missing, self.unexpected = report.missing, report.unexpected
 
     def answer(self, item, folder):
-        (given,), (want,) = item["inputs"], _wanted(folder)
-        seed_all(item["seed"])
+        (given,), (want,) = item["inputs"], item["want"]
+        serve.seed_all(item["seed"])
         task, value = TASKS[given, want], item["inputs"][given]
         made = self._sampled(task, given, want, value if given == "text" else os.path.join(folder, value))
         if want == "image":
@@ -127,8 +125,7 @@ def load(request):
     except serve.Unusable:
         raise
     except Exception as error:  # damaged in any way, or of other models
-        why = " ".join(str(error).split())
-        raise serve.Unusable(f"{checkpoint} cannot be loaded ({why}): {GUIDE}") from error
+        raise serve.Unusable(f"{checkpoint} cannot be loaded ({serve.one_line(error)}): {GUIDE}") from error
     return OmniFlow(pipeline, vocoder, settings, report)
 
 
@@ -312,21 +309,6 @@ def read_sound(path, *_, **__):
 def plain(text):
     """A caption without the marks of its beginning and end: the text decoder is started with dozens of them."""
     return " ".join(re.sub(r"</?s>|\[PAD\]", " ", text).split())
-
-
-def seed_all(seed):
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _wanted(folder):
-    """The modalities that the request of this folder asks for: a loaded model serves requests of other directions."""
-    with open(os.path.join(folder, serve.REQUEST), encoding="utf-8") as file:
-        return json.load(file)["want"]
 
 
 if __name__ == "__main__":

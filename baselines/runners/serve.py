@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -100,7 +101,7 @@ def _answer(model, request, item, folder):
         outputs = _written(model.answer(asked, folder), request["want"], item["id"], folder)
     except Exception as error:
         traceback.print_exc()
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = one_line(f"{type(error).__name__}: {error}")
         return {"id": item["id"], "status": "error", "error": text, "seconds": time.time() - before}
     return {"id": item["id"], "status": "ok", "outputs": outputs, "seconds": time.time() - before}
 
@@ -113,7 +114,7 @@ def _written(outputs, want, name, folder):
     for modality in want:
         value = outputs[modality]
         if isinstance(value, str):
-            found[modality] = " ".join(value.split())
+            found[modality] = one_line(value)
             continue
         sound = isinstance(value, tuple)
         path = f"outputs/{name}-{modality}.{'wav' if sound else 'png'}"
@@ -123,6 +124,24 @@ def _written(outputs, want, name, folder):
             value.convert("RGB").save(os.path.join(folder, path))
         found[modality] = path
     return found
+
+
+def seed_all(seed):
+    """Seed what models draw from: Python, and NumPy and torch where this Python has them."""
+    random.seed(seed)
+    with contextlib.suppress(ImportError):
+        import numpy
+
+        numpy.random.seed(seed)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def one_line(text):
+    """A text, or what an error says, without line breaks and double spaces."""
+    return " ".join(str(text).split())
 
 
 def write_wav(path, samples, rate):

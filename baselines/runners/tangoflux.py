@@ -12,7 +12,6 @@ import importlib.machinery
 import inspect
 import json
 import os
-import random
 import sys
 import types
 
@@ -34,7 +33,7 @@ class TangoFlux(serve.Model):
         self.missing, self.unexpected = report.missing, report.unexpected
 
     def answer(self, item, folder):
-        seed_all(item["seed"])
+        serve.seed_all(item["seed"])
         # Its sampler seeds torch by itself, with 0 where nobody says otherwise, and generate() has no way to say so:
         # every sound would be made of the same noise.
         network = self.inference.model
@@ -93,7 +92,7 @@ def load(request):
         sampler = inspect.signature(package.TangoFlux.inference_flow)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise serve.Unusable(
-            f"TangoFlux's code does not import ({one_line(error)}), with packages of other versions: {GUIDE}"
+            f"TangoFlux's code does not import ({serve.one_line(error)}), with packages of other versions: {GUIDE}"
         ) from error
     if "seed" not in sampler.parameters:
         raise serve.Unusable("TangoFlux's sampler takes no seed in this revision: " + GUIDE)
@@ -101,7 +100,7 @@ def load(request):
         with bridged(package, encoder, report):
             inference = package.TangoFluxInference(name=checkpoint, device=request["device"])
     except Exception as error:
-        raise serve.Unusable(f"{checkpoint} cannot be loaded ({one_line(error)}): {GUIDE}") from error
+        raise serve.Unusable(f"{checkpoint} cannot be loaded ({serve.one_line(error)}): {GUIDE}") from error
     inference.model.eval()
     inference.vae.eval()
     if inference.vae.config.sampling_rate != RATE:
@@ -162,19 +161,6 @@ def require(checkpoint, names):
     for name in names:
         if not os.path.isfile(os.path.join(checkpoint, name)):
             raise serve.Unusable(f"{checkpoint} has no {name}: {GUIDE}")
-
-
-def seed_all(seed):
-    import numpy
-    import torch
-
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import json
 import os
-import random
 import sys
 import types
 import wave
@@ -41,7 +40,7 @@ class UnifiedIO2(serve.Model):
         self.missing, self.unexpected = missing, unexpected
 
     def answer(self, item, folder):
-        (given,), (want,) = item["inputs"], wanted(folder)
+        (given,), (want,) = item["inputs"], item["want"]
         value = item["inputs"][given]
         if given != "text":
             value = os.path.join(folder, value)
@@ -83,7 +82,7 @@ def load(request):
         prompt = importlib.import_module("uio2.prompt")
     except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise serve.Unusable(
-            f"Unified-IO 2's code does not import ({one_line(error)}), with packages of other versions: {GUIDE}"
+            f"Unified-IO 2's code does not import ({serve.one_line(error)}), with packages of other versions: {GUIDE}"
         ) from error
     try:
         network, missing, unexpected = load_network(model.UnifiedIOModel, weights)
@@ -98,7 +97,7 @@ def load(request):
         )
         runner.spectogram_converter.hifigan = load_vocoder(tasks.HifiganGenerator)
     except Exception as error:
-        raise serve.Unusable(f"{checkpoint} cannot be loaded ({one_line(error)}): {GUIDE}") from error
+        raise serve.Unusable(f"{checkpoint} cannot be loaded ({serve.one_line(error)}): {GUIDE}") from error
     return UnifiedIO2(runner, settings, missing, unexpected)
 
 
@@ -200,24 +199,11 @@ def seconds_of(path):
 
 
 def seed_all(seed):
-    import numpy
+    """NumPy draws which prompt, torch which tokens."""
     import tensorflow
-    import torch
 
-    random.seed(seed)
-    numpy.random.seed(seed)  # which prompt
-    torch.manual_seed(seed)  # which tokens
+    serve.seed_all(seed)
     tensorflow.random.set_seed(seed)
-
-
-def wanted(folder):
-    """The modalities that the request of this folder asks for: a loaded model serves requests of other directions."""
-    with open(os.path.join(folder, serve.REQUEST), encoding="utf-8") as file:
-        return json.load(file)["want"]
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Picture:
 
 class StandIn(serve.Model):
     def __init__(self, request):
-        self.settings, self.want = request["settings"], request["want"]
+        self.settings = request["settings"]
         if self.settings.get("fault") == "partial load":
             self.missing = ("a.weight", "b.weight")
         if self.settings.get("fault") == "another repository":
@@ -65,7 +65,7 @@ class StandIn(serve.Model):
                 file.write(b'{"id": "%s", "sta' % item["id"].encode())
             os.kill(os.getpid(), 9)
         if fault in LIES:
-            serve._append(folder, {"id": item["id"], "status": "ok", "outputs": LIES[fault](self.want)})
+            serve._append(folder, {"id": item["id"], "status": "ok", "outputs": LIES[fault](item["want"])})
             os.kill(os.getpid(), 9)
         heard = self._heard(item, folder)
         rate = 8000 if fault == "wrong rate" else RATE
@@ -74,7 +74,7 @@ class StandIn(serve.Model):
             "image": Picture(item["seed"] % 256, cut=fault == "unreadable"),
             "audio": ([0.5 if fault != "NaN" else float("nan")] * RATE, rate),
         }
-        return {} if fault == "nothing" else {name: made[name] for name in self.want}
+        return {} if fault == "nothing" else {name: made[name] for name in item["want"]}
 
     def _heard(self, item, folder):
         parts = []
