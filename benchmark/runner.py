@@ -306,10 +306,13 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
 def kept_things(run: Run, data: Any, cell: Cell, folder: str = "generated") -> Samples | None:
     """Where the cell's generated things are kept, in a folder of the run's; None where a dataset's modalities are what
     is scored."""
-    if not hasattr(data, "render"):
-        return None
+    return things_of(run, cell, folder) if hasattr(data, "render") else None
+
+
+def things_of(run: Run, cell: Cell, folder: str = "generated", read_only: bool = False) -> Samples:
+    """The generated things of a cell that are kept in a folder of the run's; `read_only` as in `Samples`."""
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
-    return Samples(run.directory / folder / run.run_id / cell.stem, about)
+    return Samples(run.directory / folder / run.run_id / cell.stem, about, read_only)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:
