@@ -398,15 +398,15 @@ def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str
 def html_claims(result: pd.DataFrame) -> str:
     """The verdicts as an HTML table, of which the class of a verdict's cell is the verdict."""
     safe = html.escape
-    headers = ("claim", "claimed", "verdict", "in the paper's table", "subject ÷ rival")
+    headers = ("verdict", "claim", "claimed", "in the paper's table", "subject ÷ rival")
     lines = ['<div class="scroll"><table class="claims">']
     lines.append(f"<thead><tr>{''.join(f'<th>{safe(header)}</th>' for header in headers)}</tr></thead><tbody>")
     for _, group in result.groupby("claim", sort=False):
         first = group.iloc[0]
         rivals = "".join(f"<div>{safe(_sentence(row))}</div>" for row in group.to_dict("records"))
         lines.append(
-            f"<tr><td>{safe(first['text'])}<small>{safe(first['source'])}</small></td><td>{safe(_claimed(first))}</td>"
-            f'<td class="{first["verdict"]}">{first["verdict"]}</td>'
+            f'<tr><td class="{first["verdict"]}">{first["verdict"]}</td>'
+            f"<td>{safe(first['text'])}<small>{safe(first['source'])}</small></td><td>{safe(_claimed(first))}</td>"
             f"<td>{first['in_paper'] or '—'}</td><td>{rivals}</td></tr>"
         )
     return "\n".join([*lines, "</tbody></table></div>", f"<p>{safe(_counts(result))}</p>"])

@@ -367,7 +367,9 @@ def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], refe
         if loaded.dataset in datasets:
             rows = frame[frame["dataset"].str.partition(":")[0] == loaded.dataset]
             further = tuple(sorted(set(rows["method"]) - set(loaded.rows)))
-            shown.append(_shown(replace(loaded, methods=loaded.methods + further), frame, preset, own))
+            part = _shown(replace(loaded, methods=loaded.methods + further), frame, preset, own)
+            if part.summary is None or (part.summary["status"] != "missing: not run").any():
+                shown.append(part)
     try:
         verdicts = _verdicts(frame, preset, lambda claim: claim.dataset in datasets)
     except UserError as refusal:

@@ -12,11 +12,11 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark import registry, sheets, show
 from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ITEMS = 4  # rows of a table of generated things
+SAMPLES_DPI = 80  # of pictures, so that those of ten methods stay a few megabytes
 Report = Callable[[str, float, float, str], None]
 
-# Methods keep their colour throughout the page; the hues are told apart by most eyes, on white and on black.
+# Methods keep their colour through a chapter; the hues can be told apart on white and on black.
 COLOURS = ("#3b82c4", "#d97706", "#2a9d6f", "#c2497d", "#7c6fd0", "#8a8d2b", "#c8553d", "#2aa5b8")
 INK, QUIET, LINE = "#010203", "#040506", "#070809"  # in a drawing; the page's own colours take their places
 PAGE_COLOURS = {INK: "currentColor", QUIET: "var(--quiet)", LINE: "var(--line)"}
@@ -71,11 +72,12 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of a `level` (2 or 3), and the HTML below it."""
+    """A heading of a `level` (2 or 3), and the HTML below it; `short`: the heading in the contents."""
 
     level: int
     title: str
     body: str
+    short: str = ""
 
 
 @dataclass
@@ -109,7 +111,7 @@ def _chapter(chapter: Chapter, samples: bool, device: str, report: Report) -> It
     def say(done: int, detail: str) -> None:
         report(f"report, preset {chapter.preset}", done, 4, detail)
 
-    colours = _colours(chapter.rows["method"])
+    looks = _looks(chapter)
     yield Section(2, f"Preset {chapter.preset}", _facts(chapter))
     names, seen = itertools.count(1), set()
     behind = []
@@ -120,36 +122,42 @@ def _chapter(chapter: Chapter, samples: bool, device: str, report: Report) -> It
             continue
         rows = _rows_behind(chapter, shown.table, names)
         seen |= {_key(row) for _, _, group in rows.groups.values() for row in group}
-        yield Section(3, shown.page.title, html_body(shown.page, rows.anchor))
+        yield Section(3, shown.page.title, html_body(shown.page, rows.anchor), shown.table.title)
         behind.append((shown.table.title, rows))
     say(1, "plots")
-    yield from _plots(chapter, colours)
+    yield from _plots(chapter, looks)
     if isinstance(chapter.claims, str):
         yield Section(3, "Claims", f'<p class="refused">{html.escape(chapter.claims)}</p>')
     elif len(chapter.claims):
         yield Section(3, "Claims", html_claims(chapter.claims))
     say(2, "training curves")
-    yield from _training(chapter.runs, colours)
+    yield from _training(chapter.runs, looks)
     say(3, "samples")
     if samples:
         yield from _samples(chapter.runs, device, report)
     say(4, "done")
     others = [row for row in chapter.rows.to_dict("records") if _key(row) not in seen]
-    yield Section(3, "The rows behind the numbers", _rows_page(behind, others))
+    yield Section(3, "The rows behind the numbers", _rows_page(behind, others), "Rows")
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*(row[name] for name in KEY), row["run_id"])
 
 
-def _colours(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Method -> colour and line style."""
-    places = {method: place for place, method in enumerate(sorted(set(methods)))}
-    styles = ("-", "--", ":", "-.")
-    return {
-        method: (COLOURS[place % len(COLOURS)], styles[place // len(COLOURS) % len(styles)])
-        for method, place in places.items()
-    }
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+def _looks(chapter: Chapter) -> dict[str, Look]:
+    """Of each method with rows that competes in a table, and of those in no table."""
+    sanity = {method for shown in chapter.tables for method in shown.table.sanity}
+    methods = sorted(set(chapter.rows["method"]) - sanity)
+    ways = itertools.cycle(itertools.product(("-o", "--s", ":D"), COLOURS))
+    return {method: Look(colour, way[:-1], way[-1]) for method, (way, colour) in zip(methods, ways, strict=False)}
 
 
 def _label(method: str) -> str:
@@ -273,7 +281,7 @@ def _shown(value: float, pattern: str) -> str:
 # ---------------------------------------------------------------------------------------------- the plots
 
 
-def _plots(chapter: Chapter, colours: Mapping[str, tuple[str, str]]) -> Iterator[Section]:
+def _plots(chapter: Chapter, looks: Mapping[str, Look]) -> Iterator[Section]:
     """Of each table that names a pair of columns: one over the other, a point per method."""
     for shown in chapter.tables:
         for x, y in shown.table.plots if shown.page is not None else ():
@@ -281,20 +289,18 @@ def _plots(chapter: Chapter, colours: Mapping[str, tuple[str, str]]) -> Iterator
             if len(points) < 2:
                 continue
             title = f"{y} against {x}: {shown.table.title}, {shown.table.dataset}"
-            note = (
-                "Mean over seeds, with standard errors as in the table. Top right is not best everywhere: the arrows "
-            )
-            note += "on the axes point to the better end. Grey: rows that do not compete."
-            yield Section(3, title, _plot(f"plot {chapter.preset} {title}", _scatter, note, shown, x, y, colours))
+            note = "Means and standard errors as in the table. An axis' arrow says whether higher or lower is better."
+            name = f"plot {chapter.preset} {title}"
+            yield Section(3, title, _plot(name, _scatter, note, shown, x, y, looks))
 
 
 def _points(shown: Shown, x: str, y: str) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Method -> its cells of both columns, where it has numbers in both."""
+    """Competing method -> its cells of both columns, where it has numbers in both."""
     assert shown.summary is not None
     found = {(cell["method"], cell["column"]): cell for cell in shown.summary.to_dict("records")}
     return {
         method: (found[method, x], found[method, y])
-        for method in shown.table.rows
+        for method in shown.table.competing
         if found[method, x]["status"] == found[method, y]["status"] == "ok"
     }
 
@@ -324,21 +330,20 @@ def _svg(figure: Figure, name: str) -> str:
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
 
 
-def _scatter(shown: Shown, x: str, y: str, colours: Mapping[str, tuple[str, str]]) -> Figure:
+def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
     from matplotlib.figure import Figure
 
     points = _points(shown, x, y)
     figure = Figure((7.2, 4.6), layout="constrained")
     ax = figure.subplots()
     for method, (across, up) in points.items():
-        sanity = method in shown.table.sanity
         ax.errorbar(
             across["value"],
             up["value"],
             xerr=_error(across),
             yerr=_error(up),
-            fmt="x" if sanity else "o",
-            color=QUIET if sanity else colours[method][0],
+            fmt=looks[method].marker,
+            color=looks[method].colour,
             markersize=6,
             elinewidth=1.2,
             capsize=2.5,
@@ -346,9 +351,11 @@ def _scatter(shown: Shown, x: str, y: str, colours: Mapping[str, tuple[str, str]
     for axis, header, place in ((ax.xaxis, x, 0), (ax.yaxis, y, 1)):
         column = next(column for column in shown.table.columns if column.header == header)
         axis.set_label_text(f"{header} {_better(column)}")
-        if registry.card("metric", column.metric).scale == "log":
-            if all(pair[place]["value"] > 0 for pair in points.values()):
-                (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
+        positive = all(pair[place]["value"] > 0 for pair in points.values())
+        if positive and registry.card("metric", column.metric).scale == "log":
+            (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     ax.margins(0.12)
     _quieten(ax, "")
     figure.draw_without_rendering()  # where the points come to lie
@@ -382,24 +389,23 @@ def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]], gap: float
             va="center",
             fontsize=9,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8} if at - y > gap / 2 else None,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6} if at - y > gap / 2 else None,
         )
 
 
-def _training(runs: Sequence[Run], colours: Mapping[str, tuple[str, str]]) -> Iterator[Section]:
+def _training(runs: Sequence[Run], looks: Mapping[str, Look]) -> Iterator[Section]:
     """Per dataset, the curves of all methods and seeds."""
-    curves: dict[str, dict[Run, list[dict[str, float]]]] = {}
+    curves: dict[str, list[tuple[Run, list[dict[str, float]]]]] = {}
     for run in runs:
         if curve := _curve(run):
-            curves.setdefault(run.dataset_card.label, {})[run] = curve
+            curves.setdefault(run.dataset_card.label, []).append((run, curve))
     for dataset, found in curves.items():
         note = (
             "A line per seed, a point the mean of the updates since the one before. What the loss consists of differs "
             "between methods: only lines of one method can be compared."
         )
-        preset = next(iter(found)).job.preset
-        name = f"training {preset} {dataset}"
-        yield Section(3, f"Training on {dataset}", _plot(name, _draw_curves, note, found, colours))
+        name = f"training {found[0][0].job.preset} {dataset}"
+        yield Section(3, f"Training on {dataset}", _plot(name, _draw_curves, note, found, looks))
 
 
 def _curve(run: Run) -> list[dict[str, float]]:
@@ -410,11 +416,11 @@ def _curve(run: Run) -> list[dict[str, float]]:
         raise UserError(f"{path}: no training curve ({error}): remove it, or pass --fresh to train again") from None
 
 
-def _draw_curves(curves: Mapping[Run, Sequence[Mapping[str, float]]], colours: Mapping[str, tuple[str, str]]) -> Figure:
-    """Each logged part of the loss on an axis of its own, four in a row; the colours are named below."""
+def _draw_curves(curves: Sequence[tuple[Run, Sequence[Mapping[str, float]]]], looks: Mapping[str, Look]) -> Figure:
+    """Each logged part of the loss on an axis of its own, three in a row; the colours are named below."""
     from matplotlib.figure import Figure
 
-    logged = (name for curve in curves.values() for line in curve for name in line if name != "update")
+    logged = (name for _, curve in curves for line in curve for name in line if name != "update")
     parts = list(dict.fromkeys(logged))
     across = min(3, len(parts))
     down = math.ceil(len(parts) / across)
@@ -424,15 +430,14 @@ def _draw_curves(curves: Mapping[Run, Sequence[Mapping[str, float]]], colours: M
         ax.set_axis_off()
     handles: dict[str, Any] = {}
     for ax, part in zip(grid, parts, strict=False):
-        for run, curve in curves.items():
+        for run, curve in curves:
             points = [(line["update"], line[part]) for line in curve if part in line]
             if not points:
                 continue
-            colour, style = colours.get(registry.stem(run.job.method), (QUIET, "-"))
-            marker = "o" if len(points) == 1 else ""
-            (handle,) = ax.plot(
-                *zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.2, marker=marker, markersize=3
-            )
+            look = looks[registry.stem(run.job.method)]
+            marker = look.marker if len(points) == 1 else ""
+            style = {"color": look.colour, "linestyle": look.line, "marker": marker}
+            (handle,) = ax.plot(*zip(*points, strict=True), linewidth=1.2, markersize=4, **style)
             handles.setdefault(run.method_card.label, handle)
         ax.set_xlabel("updates")
         _quieten(ax, part)
@@ -525,8 +530,9 @@ def _pictures(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]
             continue
         if picture is not None:
             about = f"{run.method_card.label}, seed {run.job.seed}: {_from_nothing(run)}"
-            source = _data_uri("picture.png", show.png(picture))
-            yield f'<figure><img src="{source}" alt="{html.escape(about)}"></figure>'
+            source = _data_uri("picture.png", show.png(picture, SAMPLES_DPI))
+            yield f"<details{' open' * (not number)}><summary>{html.escape(about)}</summary>"
+            yield f'<img src="{source}" alt="{html.escape(about)}"></details>'
     report(f"samples of {registry.stem(runs[0].job.dataset)}", 1, 1, "done")
 
 
@@ -542,23 +548,29 @@ _STYLE = """
 --holds:#1a7a46;--fails:#b3261e;--undecided:#8a5a00}
 @media(prefers-color-scheme:dark){:root{--ink:#e8e6e1;--paper:#171716;--quiet:#a3a19a;--line:#3d3c39;--mark:#4a3f12;
 --link:#8ab8ea;--holds:#6fcf97;--fails:#f28b82;--undecided:#f2c14e}}
-body{margin:0 auto;padding:1.5rem;max-width:76rem;color:var(--ink);background:var(--paper)}
+body{margin:0 auto;padding:1.5rem;max-width:82rem;color:var(--ink);background:var(--paper)}
 h1{font-size:1.7rem;margin:.2rem 0}h2{margin:3rem 0 .6rem;border-bottom:2px solid var(--line);padding-bottom:.3rem}
-h3{margin:2.4rem 0 .4rem;font-size:1.1rem}a{color:var(--link)}td a{color:inherit;text-decoration:underline dotted}
-td a:hover{text-decoration:underline}p,small,dd{max-width:62rem}small{color:var(--quiet);margin:.15rem 0}
-nav ul{columns:22rem;padding-left:0;margin:1rem 0;list-style:none}nav li.deep{padding-left:1.2rem}nav li{break-inside:avoid}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem}dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
-td,th{white-space:nowrap}thead th{border-color:var(--line);vertical-align:bottom}tbody tr:hover{background:color-mix(in srgb,var(--line) 35%,transparent)}
-.claims td{white-space:normal;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-.claims th{text-align:left}.claims td:first-child{min-width:16rem}.claims td:last-child{min-width:20rem}
-td.holds,td.fails,td.undecided{font-weight:600}.holds{color:var(--holds)}.fails{color:var(--fails)}
-.undecided{color:var(--undecided)}.refused{color:var(--undecided)}
+h3{margin:2.4rem 0 .4rem;font-size:1.1rem}p,small,dd{max-width:62rem}small{color:var(--quiet);margin:.15rem 0}
+a{color:var(--link)}td a{color:inherit;text-decoration:underline dotted var(--quiet)}
+td a:hover{text-decoration:underline}
+nav ul{columns:15rem;padding-left:0;margin:1rem 0;list-style:none}
+nav li{break-inside:avoid}nav li.deep{padding-left:1.2rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem}
+dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
+td,th{white-space:nowrap}thead th{border-color:var(--line);vertical-align:bottom}
+.scroll td:first-child,.scroll thead th:first-child{position:sticky;left:0;background:var(--paper)}
+tr.sanity{opacity:1}tr.sanity td{color:var(--quiet)}
+.claims td,.claims th,.things td,.things th,.rows td,.rows tbody th{text-align:left}
+.claims td,.things td{white-space:normal;vertical-align:top}.claims td{border-bottom:1px solid var(--line)}
+.claims td:nth-child(2){min-width:15rem}.claims td:last-child{min-width:31rem;font-size:.9em}
+.claims td:first-child{font-weight:600}.holds{color:var(--holds)}.fails{color:var(--fails)}
+.undecided,.refused{color:var(--undecided)}
 figure{margin:1rem 0}figcaption{color:var(--quiet);font-size:.9em;max-width:62rem}
-.plot svg{max-width:100%;height:auto;font-family:system-ui,sans-serif}img{max-width:100%;height:auto;border-radius:4px}
-.things td{white-space:normal;vertical-align:top;max-width:15em;text-align:left}.things th{text-align:left}
-.things img{width:96px;max-width:none;image-rendering:pixelated}.things audio{width:14em;height:2.2rem}
-details{margin:.6rem 0}summary{cursor:pointer}.rows{font-size:.85em}.rows td{text-align:left}
-.rows tbody th{text-align:left;padding-top:.7rem}tbody:target{background:var(--mark)}
+.plot svg{max-width:100%;height:auto}img{max-width:100%;height:auto;border-radius:4px}
+.things td{max-width:15em}.things img{width:96px;max-width:none;image-rendering:pixelated}
+.things audio{width:14em;height:2.2rem}
+details{margin:.6rem 0}summary{cursor:pointer}.rows{font-size:.85em}.rows tbody th{padding-top:.7rem}
+tbody:target,tbody:target td:first-child{background:var(--mark)}
 @media print{body{max-width:none;padding:0;font-size:10px}nav{display:none}.scroll{overflow:visible}
 td,th{white-space:normal;padding:.1rem .3rem}tr,figure{break-inside:avoid}h2,h3{break-after:avoid}}
 """
@@ -569,7 +581,7 @@ def _document(title: str, chapters: Sequence[Chapter], sections: Sequence[Sectio
     contents, body = [], []
     for number, section in enumerate(sections, 1):
         deep = ' class="deep"' if section.level > 2 else ""
-        contents.append(f'<li{deep}><a href="#section-{number}">{safe(section.title)}</a></li>')
+        contents.append(f'<li{deep}><a href="#section-{number}">{safe(section.short or section.title)}</a></li>')
         heading = f"h{section.level}"
         body.append(f'<section id="section-{number}"><{heading}>{safe(section.title)}</{heading}>')
         body.append(f"{section.body}</section>")

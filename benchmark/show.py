@@ -321,9 +321,9 @@ def _quieten(ax: Axes, title: str) -> None:
     ax.yaxis.label.set_color(QUIET)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 130) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})  # equal pictures are equal files
+    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})  # equal pictures are equal files
     return content.getvalue()
 
 
