@@ -31,6 +31,7 @@ from benchmark.train import LOG, read_log
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 ITEMS = 4  # rows of a table of generated things
@@ -336,6 +337,7 @@ def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
     points = _points(shown, x, y)
     figure = Figure((7.2, 4.6), layout="constrained")
     ax = figure.subplots()
+    ax.margins(0.12)
     for method, (across, up) in points.items():
         ax.errorbar(
             across["value"],
@@ -354,13 +356,19 @@ def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
         positive = all(pair[place]["value"] > 0 for pair in points.values())
         if positive and registry.card("metric", column.metric).scale == "log":
             (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
-    ax.margins(0.12)
+            _plain_ticks(axis)
     _quieten(ax, "")
     figure.draw_without_rendering()  # where the points come to lie
     _name_points(ax, {_label(method): (across["value"], up["value"]) for method, (across, up) in points.items()})
     return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    named = "123456789" if high < 3 * low else "235"
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else "")
 
 
 def _error(cell: Mapping[str, Any]) -> float | None:
@@ -373,23 +381,23 @@ def _better(column: Column) -> str:
 
 
 def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]], gap: float = 13.0) -> None:
-    """Write each name right of its point, lifted where it would lie on another."""
+    """Write each name above and right of its point, lifted further where it would lie on another."""
     places = {name: ax.transData.transform(point) for name, point in points.items()}
     taken: list[tuple[float, float, float]] = []
     for name, (x, y) in sorted(places.items(), key=lambda place: (place[1][1], place[0])):
-        width, at = 7.0 * len(name) + 8, float(y)
+        width, at = 8.0 * len(name), float(y) + gap
         while any(abs(at - other) < gap and x < right and left < x + width for left, right, other in taken):
             at += 1.0
         taken.append((x, x + width, at))
         ax.annotate(
             name,
             points[name],
-            (9 * 72 / 100, (at - y) * 72 / ax.figure.dpi),
+            (5, (at - y) * 72 / ax.figure.dpi),
             textcoords="offset points",
             va="center",
             fontsize=9,
             color=INK,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6} if at - y > gap / 2 else None,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6} if at - y > 1.5 * gap else None,
         )
 
 
