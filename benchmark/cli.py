@@ -333,10 +333,16 @@ def report_command(
 
     if preset:
         tables.known_name(preset, PRESETS, "preset", "--preset")
-    chapters = [
-        _chapter(name, runs, set_, method, reference)
-        for name in ([preset] if preset else _presets_with_rows(runs, reference))
-    ]
+    chapters, lacking = [], []
+    for name in [preset] if preset else _presets_with_rows(runs, reference):
+        try:
+            chapters.append(_chapter(name, runs, set_, method, reference))
+        except UserError as why:  # rows of older code alone; another preset's may be newer
+            lacking.append(why)
+    if not chapters:
+        raise lacking[0]
+    for why in lacking:
+        print(f"bench: left out: {why}", file=sys.stderr)
     title = "muni-bench: the reference rows" if reference else f"muni-bench: {runs.resolve().name}"
     with _progress() as report:
         size = module.write_report(

@@ -259,6 +259,17 @@ def test_the_plot_has_a_point_with_errors_and_a_name_per_method(tmp_path: Path, 
     assert [text.get_text() for text in ax.texts] == ["MUNI", "MoPoE"]
 
 
+def test_drawings_share_a_page() -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    figure = figures.Figure()
+    figure.subplots().plot([0, 1], [0, 1], color=report.INK)
+    one, two = (Page(report._svg(figure, f"drawing <{name}>")) for name in "ab")
+    assert len(one.values("id")) > 10 and not set(one.values("id")) & set(two.values("id"))
+    assert one.values("aria-label") == ["drawing <a>"]
+    assert {name for _, name, value in one.attributes if "//" in value} == {"xmlns", "xmlns:xlink"}  # names, no sources
+    assert any("stroke: currentColor" in style for style in one.values("style"))
+
+
 def test_names_of_close_points_do_not_lie_on_each_other() -> None:
     figures = pytest.importorskip("matplotlib.figure")
     ax = figures.Figure().subplots()
@@ -312,7 +323,7 @@ def test_bad_input_is_one_line(tmp_path: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with a small trained run, a user's own method, and a row of another recipe."""
+    """A runs folder with a small trained run, a user's own method, and rows of another recipe at two presets."""
     base = tmp_path_factory.mktemp("report")
     own = base / "noisy.py"
     own.write_text(
@@ -332,7 +343,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runner.execute([runner.prepare(job, base / "runs", SMALL) for job in jobs], "cpu", lambda *_: None).errors == []
     )
     (first, *_) = records.read(base / "runs" / "results.csv")
-    records.append(base / "runs" / "results.csv", [records.Record(**vars(first) | {"run_id": "another"})])
+    further = [{"run_id": "another"}, {"run_id": "another", "preset": "cpu"}]
+    records.append(base / "runs" / "results.csv", [records.Record(**vars(first) | each) for each in further])
     return base
 
 
@@ -340,7 +352,7 @@ def test_a_folder_of_runs_has_curves_and_samples(folder: Path, tmp_path: Path) -
     pytest.importorskip("matplotlib")
     words = ("--runs", folder / "runs", "--method", folder / "noisy.py", "--device", "cpu", *SET)
     page = written(tmp_path / "a.html", *words)
-    assert page.headings[0] == "muni-bench: runs" and page.headings[-3:-1] == [
+    assert page.headings[:2] == ["muni-bench: runs", "Preset smoke"] and page.headings[-3:-1] == [
         "Training on Gaussian mixture",
         "Samples of Gaussian mixture",
     ]
@@ -352,7 +364,7 @@ def test_a_folder_of_runs_has_curves_and_samples(folder: Path, tmp_path: Path) -
     with Image.open(io.BytesIO(picture)) as image:
         assert image.format == "PNG" and image.width == round((2.8 * 4 + 0.2) * report.SAMPLES_DPI)
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
-    plain = written(tmp_path / "b.html", *words, "--no-samples")
+    plain = written(tmp_path / "b.html", *words, "--no-samples")  # nor the preset whose rows are all of older code
     assert plain.values("src") == [] and "Training on Gaussian mixture" in plain.headings
 
 

@@ -172,7 +172,7 @@ def test_a_table_may_take_the_columns_of_another_beside_it(tmp_path):
     mine = tmp_path / "mine.toml"
     (tmp_path / "table5.toml").write_text((RESULTS / "tables" / "table5.toml").read_text())
     text = (RESULTS / "tables" / "table6.toml").read_text()
-    mine.write_text(text.replace('columns = "table2"', 'columns = "table5"'))
+    mine.write_text(text.replace('columns = "table2"', 'columns = "table5"').partition("[[plot]]")[0])
     assert [column.header for column in load_table(mine, METRICS).columns] == [
         column.header for column in load_table("table5", METRICS).columns
     ]
