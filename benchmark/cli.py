@@ -337,8 +337,8 @@ def report_command(
     for name in [preset] if preset else _presets_with_rows(runs, reference):
         try:
             chapters.append(_chapter(name, runs, set_, method, reference))
-        except UserError as why:  # rows of older code alone; another preset's may be newer
-            lacking.append(why)
+        except UserError as error:  # rows of older code alone; another preset's may be newer
+            lacking.append(error)
     if not chapters:
         raise lacking[0]
     for why in lacking:
