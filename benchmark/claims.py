@@ -8,6 +8,7 @@ at `ALPHA`; in one direction it is half of that. A rate of zero counts as half a
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -394,6 +395,23 @@ def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str
     if format not in ("term", "md"):
         raise UserError(f"unknown format {format!r}: choose from md, term")
     return _markdown(result) if format == "md" else _term(result, color)
+
+
+def html_claims(result: pd.DataFrame) -> str:
+    """The verdicts as an HTML table, of which the class of a verdict's cell is the verdict."""
+    safe = html.escape
+    headers = ("verdict", "claim", "claimed", "in the paper's table", "subject ÷ rival")
+    lines = ['<div class="scroll"><table class="claims">']
+    lines.append(f"<thead><tr>{''.join(f'<th>{safe(header)}</th>' for header in headers)}</tr></thead><tbody>")
+    for _, group in result.groupby("claim", sort=False):
+        first = group.iloc[0]
+        rivals = "".join(f"<div>{safe(_sentence(row))}</div>" for row in group.to_dict("records"))
+        lines.append(
+            f'<tr><td class="{first["verdict"]}">{first["verdict"]}</td>'
+            f"<td>{safe(first['text'])}<small>{safe(first['source'])}</small></td><td>{safe(_claimed(first))}</td>"
+            f"<td>{first['in_paper'] or '—'}</td><td>{rivals}</td></tr>"
+        )
+    return "\n".join([*lines, "</tbody></table></div>", f"<p>{safe(_counts(result))}</p>"])
 
 
 def _sentence(row: Mapping[str, Any]) -> str:

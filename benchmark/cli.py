@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -25,6 +25,8 @@ from benchmark.config import PRESETS, resolve
 if TYPE_CHECKING:
     import pandas as pd
 
+    from benchmark.claims import Claim
+    from benchmark.report import Chapter, Shown
     from benchmark.runner import Outcome, Run
 
 app = typer.Typer(
@@ -320,16 +322,103 @@ def claims(
 def _claims(frame: pd.DataFrame, preset: str, format: str, of: Sequence[str]) -> str:
     from benchmark import claims as module
 
-    found = module.load_claims(registry.index("metric"), preset=preset)
+    known = {claim.table for claim in module.load_claims(registry.index("metric"), preset=preset)}
     for name in of:
-        tables.known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
-    found = [claim for claim in found if not of or claim.table in of]
+        tables.known_name(name, known, "table with claims", "results/claims.toml")
+    verdicts = _verdicts(frame, preset, lambda claim: not of or claim.table in of)
+    return module.render_claims(verdicts, format, color=format == "term" and sys.stdout.isatty())
+
+
+def _verdicts(frame: pd.DataFrame, preset: str, asked: Callable[[Claim], bool]) -> pd.DataFrame:
+    from benchmark import claims as module
+
+    found = [claim for claim in module.load_claims(registry.index("metric"), preset=preset) if asked(claim)]
     modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
-    return module.render_claims(
-        module.check_claims(frame, found, preset, modalities, tables.load_paper()),
-        format,
-        color=format == "term" and sys.stdout.isatty(),
-    )
+    return module.check_claims(frame, found, preset, modalities, tables.load_paper())
+
+
+@app.command("report")
+def report_command(
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    method: Methods = [],
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: each that has rows.")
+    ] = "",
+    samples: Annotated[bool, typer.Option(help="Show what finished runs generate.")] = True,
+    device: Device = "",
+    set_: Set = [],
+    runs: Runs = RUNS,
+    reference: Reference = False,
+) -> None:
+    """One HTML file of a results folder: tables, claims, curves, samples, and the rows behind every number.
+
+    A method of your own is shown where --method names its file.
+
+    Example: bench report --preset cpu --out report.html
+    """
+    from benchmark import report as module
+
+    if preset:
+        tables.known_name(preset, PRESETS, "preset", "--preset")
+    chapters, lacking = [], []
+    for name in [preset] if preset else _presets_with_rows(runs, reference):
+        try:
+            chapters.append(_chapter(name, runs, set_, method, reference))
+        except UserError as error:  # rows of older code alone; another preset's may be newer
+            lacking.append(error)
+    if not chapters:
+        raise lacking[0]
+    for why in lacking:
+        print(f"bench: left out: {why}", file=sys.stderr)
+    title = "muni-bench: the reference rows" if reference else f"muni-bench: {runs.resolve().name}"
+    with _progress() as report:
+        size = module.write_report(
+            title, chapters, out, samples=samples, device=_device(device) if samples else "", report=report
+        )
+    print(f"{out}: {size / 1e6:.1f} MB, {sum(len(chapter.rows) for chapter in chapters)} rows\nNext: open {out}")
+
+
+def _presets_with_rows(runs: Path, reference: bool) -> list[str]:
+    if reference:
+        return [name for name in PRESETS if _reference_path(name).exists()]
+    found = set(_local(runs)["preset"])
+    if not found:
+        raise UserError(f"{runs / 'results.csv'} has no rows: run bench reproduce first")
+    return [name for name in PRESETS if name in found]
+
+
+def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], reference: bool) -> Chapter:
+    """What the report shows of a preset: its rows' tables, with further methods that have rows, and claims."""
+    from benchmark import report as module
+
+    frame = _reference(preset) if reference else _standard(runs, preset, overrides, own)
+    left_out = 0 if reference else int((_local(runs)["preset"] == preset).sum()) - len(frame)
+    datasets = set(frame["dataset"].str.partition(":")[0])
+    shown = []
+    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
+        loaded = _table(path.stem, preset)
+        if loaded.dataset in datasets:
+            rows = frame[frame["dataset"].str.partition(":")[0] == loaded.dataset]
+            further = tuple(sorted(set(rows["method"]) - set(loaded.rows)))
+            part = _shown(replace(loaded, methods=loaded.methods + further), frame, preset, own)
+            if part.summary is None or (part.summary["status"] != "missing: not run").any():
+                shown.append(part)
+    try:
+        verdicts = _verdicts(frame, preset, lambda claim: claim.dataset in datasets)
+    except UserError as refusal:
+        verdicts = str(refusal)
+    known = [] if reference else _runs_of(frame, preset, runs, overrides, own)
+    return module.Chapter(preset, frame, left_out, shown, verdicts, known)
+
+
+def _shown(table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str]) -> Shown:
+    from benchmark import report as module
+
+    try:
+        summary, about = _summary(table, frame, preset, own)
+        return module.Shown(table, summary, tables.compose(summary, table, tables.load_paper(), **about))
+    except UserError as refusal:
+        return module.Shown(table, refused=str(refusal))
 
 
 @app.command()
@@ -769,29 +858,39 @@ def _local(runs: Path) -> pd.DataFrame:
     return records.latest(records.load(runs / "results.csv", must_exist=True))
 
 
-def _standard(runs: Path, preset: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
+def _standard(runs: Path, preset: str, overrides: Sequence[str] = (), own: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of a preset's recipe by the code as it is now: other overrides and older code made other runs.
 
-    Raises UserError where there are none.
+    `own`: files of the user's methods. Raises UserError where there are none.
     """
-    from benchmark import runner
-
     frame = _local(runs)
     frame = frame[frame["preset"] == preset]
-    jobs = frame[["method", "dataset", "seed"]]
-    jobs = jobs.assign(dataset=jobs["dataset"].str.partition(":")[0]).drop_duplicates().itertuples(index=False)
-    known = [job for job in jobs if registry.known("method", job.method) and job.dataset in registry.index("dataset")]
-    ids = {
-        runner.prepare(tables.job_of(job.method, job.dataset, preset, job.seed, []), runs, overrides).run_id
-        for job in known
-    }
-    frame = frame[frame["run_id"].isin(ids)]
+    frame = frame[frame["run_id"].isin({run.run_id for run in _runs_of(frame, preset, runs, overrides, own)})]
     if frame.empty:
         raise UserError(
             f"{runs / 'results.csv'} has no rows of preset {preset} by this code and these settings: "
             "run bench reproduce first"
         )
     return frame
+
+
+def _runs_of(
+    frame: pd.DataFrame, preset: str, runs: Path, overrides: Sequence[str], own: Sequence[str] = ()
+) -> list[Run]:
+    """The runs that the rows' methods, datasets and seeds would make now; `own`: files of the user's methods."""
+    from benchmark import runner
+
+    own_names = {registry.stem(name): name for name in own}
+    jobs = frame[["method", "dataset", "seed"]]
+    jobs = jobs.assign(dataset=jobs["dataset"].str.partition(":")[0]).drop_duplicates().itertuples(index=False)
+    return [
+        runner.prepare(
+            tables.job_of(own_names.get(job.method, job.method), job.dataset, preset, job.seed, []), runs, overrides
+        )
+        for job in jobs
+        if (job.method in own_names or registry.known("method", job.method))
+        and job.dataset in registry.index("dataset")
+    ]
 
 
 def _reference_path(preset: str) -> Path:
@@ -829,20 +928,21 @@ def _absent(table: tables.Table) -> dict[str, str]:
 
 def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:
     """`own`: methods that may be paths of a user's files."""
+    summary, about = _summary(table, frame, preset, own)
+    chosen = cast(tables.Format, format)  # a wrong one is refused there
+    color = format == "term" and sys.stdout.isatty()
+    return tables.render(summary, table, tables.load_paper(), chosen, **about, color=color)
+
+
+def _summary(
+    table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str] = []
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table's numbers, and the cards and notes that its page needs besides."""
     modalities = registry.card("dataset", table.dataset).modalities
     summary = tables.summarise(frame, table, preset, modalities)
     known = [name for name in (*table.rows, *own) if registry.known("method", name) or ".py" in name]
     methods = {registry.stem(name): registry.card("method", name) for name in known}
-    return tables.render(
-        summary,
-        table,
-        tables.load_paper(),
-        cast(tables.Format, format),  # a wrong one is refused there
-        metrics=_metric_cards(),
-        methods=methods,
-        notes=_notes(table.dataset, preset),
-        color=format == "term" and sys.stdout.isatty(),
-    )
+    return summary, {"metrics": _metric_cards(), "methods": methods, "notes": _notes(table.dataset, preset)}
 
 
 def _notes(dataset: str, preset: str) -> list[str]:

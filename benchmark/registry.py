@@ -78,6 +78,11 @@ def known(kind: str, name: str) -> bool:
     return base(kind, name) in index(kind)
 
 
+def label(method: str) -> str:
+    """A method as tables print it; one whose file is not the suite's keeps its name."""
+    return str(card("method", method).label) if known("method", method) else method
+
+
 def stem(name: str) -> str:
     """The name under which a plug-in's rows are filed: its own, or its file's, and a method's switches."""
     plain, switches = _parts(name)

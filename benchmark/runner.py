@@ -341,9 +341,14 @@ def kept_things(run: Run, data: Any, cell: Cell, method: Any, folder: str = "gen
     is scored. Those of a method's other `origin`, which the run does not know of, are thrown away."""
     if not hasattr(data, "render"):
         return None
+    return things_of(run, cell, folder, origin=method.origin() if hasattr(method, "origin") else None)
+
+
+def things_of(run: Run, cell: Cell, folder: str = "generated", read_only: bool = False, origin: Any = None) -> Samples:
+    """The generated things of a cell that are kept in a folder of the run's; `read_only` as in `Samples`."""
     about = {"cell": str(cell), "method": run.job.method, "seed": run.job.seed, "run_id": run.run_id}
-    about |= {"origin": method.origin()} if hasattr(method, "origin") else {}
-    return Samples(run.directory / folder / run.run_id / cell.stem, about)
+    about |= {} if origin is None else {"origin": origin}
+    return Samples(run.directory / folder / run.run_id / cell.stem, about, read_only)
 
 
 def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,12 +28,15 @@ DEPTH = 2**15  # levels of a sound's samples on either side of zero
 class Samples:
     """The rows of one cell in a folder, as far as they are generated. `about`: what they are a function of.
 
-    Rows of a folder that is about something else, or is damaged, are thrown away.
+    Rows of a folder that is about something else, or is damaged, are not there, and thrown away unless `read_only`:
+    then `about` may be a part of what the folder is about.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any], read_only: bool = False) -> None:
         self.folder, self.about = folder, dict(about)
-        self._lines = self._read_lines()
+        self._lines = self._read_lines(read_only)
+        if not self._lines and not read_only:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -79,26 +82,35 @@ class Samples:
                 raw[name] = torch.stack([self._file(value["file"]) for value in values]).to(device)
         return raw
 
+    @property
+    def sample_rate(self) -> int:
+        """Of the sounds, in Hz; 0 where there are none. Raises UserError where the first one cannot be read."""
+        files = [value["file"] for value in self._lines[0].values() if isinstance(value, dict)] if self._lines else []
+        return next((read_wav(self.folder / file)[1] for file in files if file.endswith(".wav")), 0)
+
     def _file(self, name: str) -> Tensor:
         path = self.folder / name
         return read_png(path) if path.suffix == ".png" else read_wav(path)[0]
 
-    def _read_lines(self) -> list[dict[str, Any]]:
+    def _read_lines(self, read_only: bool) -> list[dict[str, Any]]:
         try:
-            if json.loads((self.folder / ABOUT).read_text()) == self.about:
+            about = json.loads((self.folder / ABOUT).read_text())
+            if read_only:  # a reader need not know all that they are a function of
+                about = {name: about[name] for name in self.about if name in about}
+            if about == self.about:
                 return [json.loads(line) for line in (self.folder / MANIFEST).read_text().splitlines()]
         except (OSError, ValueError):
             pass
-        shutil.rmtree(self.folder, ignore_errors=True)
         return []
 
 
-def write_png(path: Path, picture: Tensor) -> None:
+def write_png(path: Path | BinaryIO, picture: Tensor) -> None:
     """A picture (1 or 3, height, width) in [0, 1], in 256 levels."""
     from PIL import Image
 
     levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1)).save(path, compress_level=1)
+    image = Image.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1))
+    image.save(path, format="png", compress_level=1)
 
 
 def read_png(path: Path) -> Tensor:
@@ -114,10 +126,10 @@ def read_png(path: Path) -> Tensor:
     return torch.from_numpy(planes.astype(np.float32) / 255)
 
 
-def write_wav(path: Path, sound: Tensor, sample_rate: int) -> None:
+def write_wav(path: Path | BinaryIO, sound: Tensor, sample_rate: int) -> None:
     """A sound (samples,) in [-1, 1], one channel of 16 bits."""
     levels = (sound.float().clamp(-1, 1) * (DEPTH - 1)).round().to(torch.int16).numpy()
-    with wave.open(str(path), "wb") as file:
+    with wave.open(str(path) if isinstance(path, Path) else path, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sample_rate)

@@ -84,7 +84,7 @@ def write_sheets(
     sections = []
     for number, (cell, made) in enumerate(columns.items()):
         report("sheets", number, len(columns), str(cell))
-        shown = [*_originals(data, cell, items), *made]
+        shown = [*originals(data, cell, items), *made]
         picture = _png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
         write_atomic(folder / f"{cell.stem}.png", picture)
         sections.append(_section(cell.question, shown, folder, cell.stem, data.sample_rate))
@@ -93,7 +93,7 @@ def write_sheets(
     return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]
 
 
-def _originals(data: Any, cell: Cell, items: int) -> list[Column]:
+def originals(data: Any, cell: Cell, items: int) -> list[Column]:
     """The given things, and the real ones that belong to them."""
     if not cell.given:
         return []
@@ -171,6 +171,17 @@ def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sam
     things = folder / name
     shutil.rmtree(things, ignore_errors=True)
     things.mkdir(parents=True)
+
+    def store(file: str, content: bytes) -> str:
+        (things / file).write_bytes(content)
+        return f"{name}/{file}"
+
+    return f"<h2>{html.escape(title)}</h2>{table_of(columns, sample_rate, store)}"
+
+
+def table_of(columns: Sequence[Column], sample_rate: int, store: Callable[[str, bytes], str]) -> str:
+    """An HTML table, one row per item and one column per origin. `store` takes a name, as `0-1-image.png`, and the
+    file of a picture or a sound, and returns where the page finds it."""
     items = len(next(iter(columns[0].things.values())))
     heads = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     rows = []
@@ -179,18 +190,19 @@ def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sam
         for place, column in enumerate(columns):
             parts = []
             for modality, values in column.things.items():
-                kind, file = _kind(values), things / f"{item}-{place}-{modality}"
+                kind, content, name = _kind(values), io.BytesIO(), f"{item}-{place}-{modality}"
                 if kind == "text":
                     parts.append(f"<p>{html.escape(values[item])}</p>")  # type: ignore[arg-type]
                 elif kind == "image":
-                    write_png(file.with_suffix(".png"), values[item].cpu())  # type: ignore[union-attr]
-                    parts.append(f'<img src="{name}/{file.name}.png" alt="">')
+                    write_png(content, values[item].cpu())  # type: ignore[union-attr]
+                    parts.append(f'<img src="{store(f"{name}.png", content.getvalue())}" alt="">')
                 else:
-                    write_wav(file.with_suffix(".wav"), values[item].cpu(), sample_rate)  # type: ignore[union-attr]
-                    parts.append(f'<audio controls src="{name}/{file.name}.wav"></audio>')
+                    write_wav(content, values[item].cpu(), sample_rate)  # type: ignore[union-attr]
+                    where = store(f"{name}.wav", content.getvalue())
+                    parts.append(f'<audio controls src="{where}"></audio>')
             cells.append(f"<td>{''.join(parts)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<h2>{html.escape(title)}</h2><table><tr>{heads}</tr>{''.join(rows)}</table>"
+    return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
 
 
 def _page(about: str, sections: Sequence[str]) -> str:

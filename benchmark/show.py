@@ -55,15 +55,8 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: st
     cell that the method does not support, too many rows, a run that is not trained, and a folder that cannot be
     written.
     """
-    cell = _cell(run, given)
-    method, data, progress = trained_method(run, device)
-    if run.method_card.stages and (progress is None or not progress.done):
-        stands = f"stands at update {progress.updates} of {run.config.updates}" if progress else "has no trained model"
-        raise UserError(f"{run.directory} {stands}: train it with: {train_command(run)}")
-    rows = min(MOST_ROWS, data.count("test")) if rows is None else rows
-    if rows > data.count("test"):
-        raise UserError(f"--rows {rows}: {cell.dataset} has {data.count('test')} test rows here: ask for no more")
-    real, generated = _generate(run, method, data, cell, rows, device)
+    cell, data, real, generated = _made(run, given, rows, device)
+    rows = len(next(iter(generated.values())))
     contents = {f"given.{name}": real[name] for name in cell.given}
     contents |= {f"generated.{name}": generated[name] for name in cell.want}
     contents |= {f"real.{name}": real[name] for name in cell.want}
@@ -83,19 +76,43 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: st
         lines.append(f"coherence on these rows: {_coherence(pairs)}")
     if find_spec("matplotlib") is None:
         return [*lines, f"no picture: matplotlib is not installed: {install_command('plots')}"]
-    vectors = [each.name for each in data.modalities if each.kind == "vector" and each.name in cell.want]
-    if vectors:
-        picture = draw(_title(run, cell, rows, pairs), pairs, _projections(data, vectors, generated))
-        _write(path.with_suffix(".png"), _png(picture))
-        lines.append(f"picture: {path.with_suffix('.png')}")
-    if any(each.kind == "image" for each in data.modalities):
-        picture = _grid(run, cell, data, real, generated)
-        _write(path.with_suffix(".png"), _png(picture))
+    if picture := _picture(run, cell, data, real, generated):
+        _write(path.with_suffix(".png"), png(picture))
         lines.append(f"picture: {path.with_suffix('.png')}")
     if curve := list(read_log(run.directory)):
-        _write(folder / "training.png", _png(draw_training(f"{_who(run)}: training", curve)))
+        _write(folder / "training.png", png(draw_training(f"{_who(run)}: training", curve)))
         lines.append(f"training curve: {folder / 'training.png'}")
     return lines
+
+
+def sampled_picture(run: Run, given: tuple[str, ...], rows: int | None, device: str) -> Figure | None:
+    """The picture that `write_samples` writes; None for a dataset that has none. Raises UserError as that does."""
+    return _picture(run, *_made(run, given, rows, device))
+
+
+def _made(run: Run, given: tuple[str, ...], rows: int | None, device: str) -> tuple[Cell, Any, Batch, Batch]:
+    """The cell, the dataset, its first test rows, and what the trained method generates for them. Raises UserError."""
+    cell = _cell(run, given)
+    method, data, progress = trained_method(run, device)
+    if run.method_card.stages and (progress is None or not progress.done):
+        stands = f"stands at update {progress.updates} of {run.config.updates}" if progress else "has no trained model"
+        raise UserError(f"{run.directory} {stands}: train it with: {train_command(run)}")
+    rows = min(MOST_ROWS, data.count("test")) if rows is None else rows
+    if rows > data.count("test"):
+        raise UserError(f"--rows {rows}: {cell.dataset} has {data.count('test')} test rows here: ask for no more")
+    return cell, data, *_generate(run, method, data, cell, rows, device)
+
+
+def _picture(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Figure | None:
+    """Of pictures and their labels, or else of vectors; None where there are neither."""
+    if any(each.kind == "image" for each in data.modalities):
+        return _grid(run, cell, data, real, generated)
+    vectors = [each.name for each in data.modalities if each.kind == "vector" and each.name in cell.want]
+    if not vectors:
+        return None
+    pairs = _shared(cell, data, real, generated)
+    title = _title(run, cell, len(generated[vectors[0]]), pairs)
+    return draw(title, pairs, _projections(data, vectors, generated))
 
 
 def train_command(run: Run) -> str:
@@ -304,9 +321,9 @@ def _quieten(ax: Axes, title: str) -> None:
     ax.yaxis.label.set_color(QUIET)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = 130) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})  # equal pictures are equal files
+    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})  # equal pictures are equal files
     return content.getvalue()
 
 

@@ -15,7 +15,7 @@ import math
 import re
 import statistics
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,6 +114,7 @@ class Table:
     `stand_in`: whether the dataset stands in for the one of preset `paper`.
     `references`: methods that are other people's checkpoints, shown among the measured where they have rows.
     `imported`: label of each row that has the paper's numbers alone, since nothing public can be run.
+    `plots`: pairs of headers, of which a report draws the first across and the second up.
     """
 
     id: str
@@ -126,6 +127,7 @@ class Table:
     stand_in: bool = False
     references: tuple[str, ...] = ()
     imported: Mapping[str, str] = field(default_factory=dict)
+    plots: tuple[tuple[str, str], ...] = ()
 
     @property
     def competing(self) -> tuple[str, ...]:
@@ -185,7 +187,7 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
 
     A table whose `dataset` lists one per preset is that of `preset`.
     Raises UserError, naming file and key, for an unknown table, key, task, metric or preset, a wrong
-    type, a missing key, and two columns of one header.
+    type, a missing key, two columns of one header, and a plot of a header that no column has.
     """
     path = Path(source)
     if path.suffix != ".toml":
@@ -208,7 +210,7 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
             "column": list,
         },
         path.name,
-        {"references": list, "imported": dict},
+        {"references": list, "imported": dict, "plot": list},
     )
     for name, count in raw["seeds"].items():
         if name not in PRESETS:
@@ -222,6 +224,10 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
     headers = [column.header for column in columns]
     if twice := [header for header in headers if headers.count(header) > 1]:
         raise UserError(f"{path.name}: two columns have the header {twice[0]!r}: give each its own")
+    for plot in raw.get("plot", []):
+        checked(plot, {"x": str, "y": str}, f"{path.name}: plot")
+        for header in plot.values():
+            known_name(header, headers, "column", f"{path.name}: plot")
     dataset = dataset_at(raw["dataset"], preset, path.name)
     return Table(
         raw["id"],
@@ -234,6 +240,7 @@ def load_table(source: str | Path, metrics: Collection[str], preset: str = "pape
         dataset != dataset_at(raw["dataset"], "paper", path.name),
         tuple(raw.get("references", ())),
         raw.get("imported", {}),
+        tuple((plot["x"], plot["y"]) for plot in raw.get("plot", [])),
     )
 
 
@@ -528,7 +535,8 @@ def paper_values(paper: pd.DataFrame, column: Column) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One printed number: `text` without marks, the number itself, and footnote numbers."""
+    """One printed number: `text` without marks, the number itself, and footnote numbers. `column`: the header of the
+    column whose result rows are behind it; empty where there are none."""
 
     text: str
     value: float | None = None
@@ -536,6 +544,7 @@ class Entry:
     status: str = "ok"
     best: bool = False
     notes: tuple[int, ...] = ()
+    column: str = ""
 
 
 @dataclass(frozen=True)
@@ -582,8 +591,7 @@ def render(
 
     At preset `paper` each column stands beside the paper's number and the difference (ours - paper);
     at any other preset the title says that they are not comparable, and the paper's numbers form a
-    block of their own. `metrics`, `methods`: cards by name; `notes`: further caption lines; `color`:
-    for a terminal. Raises UserError for an unknown format, a metric without a card and a condition that is not met.
+    block of their own. `color`: for a terminal. Raises UserError for an unknown format, and as `compose` does.
     """
     writers = {
         "term": lambda page: _term(page, color),
@@ -594,10 +602,26 @@ def render(
     }
     if format not in writers:
         raise UserError(f"unknown format {format!r}{nearest(format, FORMATS)}")
+    return writers[format](compose(summary, table, paper, metrics=metrics, methods=methods, notes=notes))
+
+
+def compose(
+    summary: pd.DataFrame,
+    table: Table,
+    paper: pd.DataFrame,
+    *,
+    metrics: Mapping[str, MetricCard],
+    methods: Mapping[str, MethodCard],
+    notes: Sequence[str] = (),
+) -> Page:
+    """The page that every format prints. `metrics`, `methods`: cards by name; `notes`: further caption lines.
+
+    Raises UserError for a metric without a card and a condition that is not met.
+    """
     for column in table.columns:
         known_name(column.metric, metrics, "metric", table.id)
     refuse(summary, table)
-    return writers[format](_Composer(summary, table, paper, metrics, methods).page(notes))
+    return _Composer(summary, table, paper, metrics, methods).page(notes)
 
 
 class _Composer:
@@ -662,7 +686,7 @@ class _Composer:
     def entry(self, method: str, column: Column) -> Entry:
         cell = self.cells[method, column.header]
         if cell["status"] != "ok":
-            return Entry("—", status=cell["status"], notes=self.note(cell["status"]))
+            return Entry("—", status=cell["status"], notes=self.note(cell["status"]), column=column.header)
         marks = self.note(cell["note"]) + self.note(STAND_IN if _stand_in(cell) else "")
         stderr = None if math.isnan(cell["stderr"]) else cell["stderr"]
         text = f"{cell['value']:.{column.digits}f}"
@@ -670,7 +694,8 @@ class _Composer:
             text += f" ±{stderr:.{column.digits}f}"
         if cell["stderr_over"] == "rows" and "seeds" in self.error_kinds:
             marks += self.note(ONE_SEED)
-        return Entry(text, cell["value"], stderr, best=method in self.best(column), notes=marks)
+        best = method in self.best(column)
+        return Entry(text, cell["value"], stderr, best=best, notes=marks, column=column.header)
 
     def best(self, column: Column) -> set[str]:
         """The best method and those within one standard error of the difference from it; sanity rows and stand-ins do
@@ -739,8 +764,10 @@ class _Composer:
         for method in self.measured() if columns else ():
             if method in self.table.sanity or any(_stand_in(self.cells[method, column.header]) for column in columns):
                 continue
-            values = [self.cells[method, column.header]["value"] / chance[column.header] for column in columns]
-            rows.append(self.row(method, (_quantity(value, "{:.2g}") for value in values)))
+            ratios = {
+                column.header: self.cells[method, column.header]["value"] / chance[column.header] for column in columns
+            }
+            rows.append(self.row(method, (_quantity(ratio, "{:.2g}", header) for header, ratio in ratios.items())))
         return Block("ratio to the chance row", tuple(f"{column.header} ÷" for column in columns), tuple(rows))
 
     def floor(self, column: Column) -> bool:
@@ -797,8 +824,8 @@ def _stand_in(cell: Mapping[str, Any]) -> bool:
     return any(map(is_stand_in, str(cell["protocol"]).split("; ")))
 
 
-def _quantity(value: float, pattern: str) -> Entry:
-    return Entry("—") if math.isnan(value) else Entry(pattern.format(value), value)
+def _quantity(value: float, pattern: str, column: str = "") -> Entry:
+    return Entry("—") if math.isnan(value) else Entry(pattern.format(value), value, column=column)
 
 
 # ---------------------------------------------------------------------------------------------- the formats
@@ -970,42 +997,55 @@ def _latex(page: Page) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-_STYLE = (
+HTML_STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;max-width:70rem}"
     "table{border-collapse:collapse;margin:1.2rem 0;font-variant-numeric:tabular-nums}"
     "th,td{padding:.2rem .8rem;text-align:right}th:first-child,td:first-child{text-align:left}"
     "thead th{border-bottom:1px solid}tr.sanity{font-style:italic;opacity:.75}small{display:block}"
+    ".scroll{overflow-x:auto}"
 )
 
 
 def _html(page: Page) -> str:
+    lines = [
+        "<!doctype html>",
+        '<html lang="en">',
+        f'<head><meta charset="utf-8"><title>{html.escape(page.title)}</title>',
+        f"<style>{HTML_STYLE}</style></head>",
+        "<body>",
+        f"<h1>{html.escape(page.title)}</h1>",
+        html_body(page),
+        "</body>",
+        "</html>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def html_body(page: Page, anchor: Callable[[str, str], str] = lambda method, column: "") -> str:
+    """The page below its title. `anchor`: of a method and a column's header, the id of the element that shows the rows
+    behind a number; empty for no link."""
     safe = html.escape
 
     def marked(text: str, notes: tuple[int, ...]) -> str:
         return text + (f"<sup>{_marks(notes)}</sup>" if notes else "")
 
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        f'<head><meta charset="utf-8"><title>{safe(page.title)}</title>',
-        f"<style>{_STYLE}</style></head>",
-        "<body>",
-        f"<h1>{safe(page.title)}</h1>",
-    ]
+    def shown(method: str, entry: Entry) -> str:
+        text = f"<b>{safe(entry.text)}</b>" if entry.best else safe(entry.text)
+        target = anchor(method, entry.column) if entry.column else ""
+        return marked(f'<a href="#{safe(target)}">{text}</a>' if target else text, entry.notes)
+
+    lines = []
     for block in page.blocks:
         headers = "".join(f"<th>{safe(text)}</th>" for text in (block.title, *block.headers))
-        lines += ["<table>", f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
+        lines += ['<div class="scroll"><table>', f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
         for row in block.rows:
-            texts = [f"<b>{safe(entry.text)}</b>" if entry.best else safe(entry.text) for entry in row.entries]
-            shown = [marked(safe(row.label), row.notes)] + [
-                marked(text, entry.notes) for text, entry in zip(texts, row.entries, strict=True)
-            ]
+            texts = [marked(safe(row.label), row.notes)] + [shown(row.method, entry) for entry in row.entries]
             kind = ' class="sanity"' if row.sanity else ""
-            lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in shown)}</tr>")
-        lines += ["</tbody>", "</table>"]
+            lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in texts)}</tr>")
+        lines += ["</tbody>", "</table></div>"]
     lines += [f"<small><sup>{number}</sup> {safe(text)}</small>" for number, text in enumerate(page.footnotes, 1)]
-    lines += [f"<p>{safe(' '.join(page.caption))}</p>", "</body>", "</html>"]
-    return "\n".join(lines) + "\n"
+    lines.append(f"<p>{safe(' '.join(page.caption))}</p>")
+    return "\n".join(lines)
 
 
 def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:

@@ -213,7 +213,10 @@ def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> s
         values = [point.partition("=")[2] if search.fields else point or "nothing" for point in points]
         header = [*(search.fields or ("changed",)), *values]
         rows = [
-            [f"{_label(method)}, {shown.replace('_', ' ')}", *(_number(trials, point, shown) for point in points)]
+            [
+                f"{registry.label(method)}, {shown.replace('_', ' ')}",
+                *(_number(trials, point, shown) for point in points),
+            ]
             for method, trials in by_method.items()
             for shown in (*ERRORS, "train_seconds")
         ]
@@ -233,7 +236,7 @@ def _beside_best(method: str, trials: Trials, shared: str) -> list[str]:
     best = min(trials, key=lambda point: float(trials[point]["score"]))
     ratio = float(trials[best]["score"]) / float(trials[shared]["score"]) if shared in trials else math.nan
     at = "the shared recipe" if best == shared else best
-    return [_label(method), _number(trials, shared), _number(trials, best), at, f"{ratio:.2f}"]
+    return [registry.label(method), _number(trials, shared), _number(trials, best), at, f"{ratio:.2f}"]
 
 
 def _caption(search: Search, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -246,10 +249,6 @@ def _caption(search: Search, lines: Sequence[Mapping[str, Any]]) -> str:
         *(", ".join(sorted({str(line[column]) for line in lines})) for column in ("torch", "device")),
     ]
     return f"{'; '.join(said)}."
-
-
-def _label(method: str) -> str:
-    return str(registry.card("method", method).label) if registry.known("method", method) else method
 
 
 def _number(trials: Trials, point: str, column: str = "score") -> str:

@@ -29,6 +29,7 @@ LAYERS = (
     {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
     {f"benchmark.{name}" for name in ("conform", "doctor", "executors", "grids", "profile", "sheets", "show", "tune")},
+    {"benchmark.report"},
     {"benchmark.cli"},
 )
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")

@@ -1,0 +1,611 @@
+"""One HTML file about a results folder: tables, claims, curves, samples, and the rows behind every number.
+
+The file needs nothing beside itself and runs nothing: pictures and sounds are data: URIs, and its content policy
+forbids scripts and whatever would come from elsewhere. Equal rows and files make equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmark import registry, sheets, show
+from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
+from benchmark.claims import html_claims
+from benchmark.doctor import install_command
+from benchmark.files import write_atomic
+from benchmark.records import KEY
+from benchmark.runner import Run, things_of
+from benchmark.tables import HTML_STYLE, Column, Page, Table, column_rows, html_body
+from benchmark.train import LOG, read_log
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+ITEMS = 4  # rows of a table of generated things
+SAMPLES_DPI = 80  # of pictures, so that those of ten methods stay a few megabytes
+Report = Callable[[str, float, float, str], None]
+
+# Methods keep their colour through a chapter; the hues can be told apart on white and on black.
+COLOURS = ("#3b82c4", "#d97706", "#2a9d6f", "#c2497d", "#7c6fd0", "#8a8d2b", "#c8553d", "#2aa5b8")
+INK, QUIET, LINE = "#010203", "#040506", "#070809"  # in a drawing; the page's own colours take their places
+PAGE_COLOURS = {INK: "currentColor", QUIET: "var(--quiet)", LINE: "var(--line)"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table with rows: its summary and page, or why it is `refused` in one line."""
+
+    table: Table
+    summary: pd.DataFrame | None = None
+    page: Page | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What there is of one preset, whose numbers meet no other's.
+
+    `rows`: result rows; `left_out`: how many of the folder are of other settings or older code; `claims`: as
+    `check_claims` answers, of the datasets that have rows, or why that is refused; `runs`: those behind the rows that
+    are on this machine.
+    """
+
+    preset: str
+    rows: pd.DataFrame
+    left_out: int
+    tables: Sequence[Shown]
+    claims: pd.DataFrame | str
+    runs: Sequence[Run] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of a `level` (2 or 3), and the HTML below it; `short`: the heading in the contents."""
+
+    level: int
+    title: str
+    body: str
+    short: str = ""
+
+
+@dataclass
+class Rows:
+    """Result rows by the number that they are behind; `anchor` names the place on the page where they stand."""
+
+    groups: dict[tuple[str, str], tuple[str, str, list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def anchor(self, method: str, column: str) -> str:
+        return self.groups[method, column][0] if (method, column) in self.groups else ""
+
+
+def write_report(
+    title: str, chapters: Sequence[Chapter], out: Path, *, samples: bool, device: str, report: Report
+) -> int:
+    """Write the page and return its size in bytes. `samples`: draw what trained runs generate, too.
+
+    Raises UserError where the file cannot be written.
+    """
+    sections = [section for chapter in chapters for section in _chapter(chapter, samples, device, report)]
+    report("report", 1, 1, str(out))
+    content = _document(title, chapters, sections).encode("utf-8", "backslashreplace")
+    try:
+        write_atomic(out, content)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): name another file with --out") from None
+    return len(content)
+
+
+def _chapter(chapter: Chapter, samples: bool, device: str, report: Report) -> Iterator[Section]:
+    def say(done: int, detail: str) -> None:
+        report(f"report, preset {chapter.preset}", done, 4, detail)
+
+    looks = _looks(chapter)
+    yield Section(2, f"Preset {chapter.preset}", _facts(chapter))
+    names, seen = itertools.count(1), set()
+    behind = []
+    say(0, "tables")
+    for shown in chapter.tables:
+        if shown.page is None:
+            yield Section(3, shown.table.title, f'<p class="refused">{html.escape(shown.refused)}</p>')
+            continue
+        rows = _rows_behind(chapter, shown.table, names)
+        seen |= {_key(row) for _, _, group in rows.groups.values() for row in group}
+        yield Section(3, shown.page.title, html_body(shown.page, rows.anchor), shown.table.title)
+        behind.append((shown.table.title, rows))
+    say(1, "plots")
+    yield from _plots(chapter, looks)
+    if isinstance(chapter.claims, str):
+        yield Section(3, "Claims", f'<p class="refused">{html.escape(chapter.claims)}</p>')
+    elif len(chapter.claims):
+        yield Section(3, "Claims", html_claims(chapter.claims))
+    say(2, "training curves")
+    yield from _training(chapter.runs, looks)
+    say(3, "samples")
+    if samples:
+        yield from _samples(chapter.runs, device, report)
+    say(4, "done")
+    others = [row for row in chapter.rows.to_dict("records") if _key(row) not in seen]
+    yield Section(3, "The rows behind the numbers", _rows_page(behind, others), "Rows")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (*(row[name] for name in KEY), row["run_id"])
+
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+def _looks(chapter: Chapter) -> dict[str, Look]:
+    """Of each method with rows that competes in a table, and of those in no table."""
+    sanity = {method for shown in chapter.tables for method in shown.table.sanity}
+    methods = sorted(set(chapter.rows["method"]) - sanity)
+    ways = itertools.cycle(itertools.product(("-o", "--s", ":D"), COLOURS))
+    return {method: Look(colour, way[:-1], way[-1]) for method, (way, colour) in zip(methods, ways, strict=False)}
+
+
+# ---------------------------------------------------------------------------------------------- the numbers
+
+
+def _facts(chapter: Chapter) -> str:
+    """Where the rows come from, as a list of terms."""
+    rows = chapter.rows
+    ok = int((rows["status"] == "ok").sum())
+    count = f"{len(rows)}: {ok} numbers, {len(rows) - ok} with a reason why there is none"
+    facts = {"rows": count}
+    if chapter.left_out:
+        facts["left out"] = f"{chapter.left_out} rows of this preset, of other settings or of older code"
+    for term, column in (
+        ("datasets", "dataset"),
+        ("methods", "method"),
+        ("seeds", "seed"),
+        ("torch", "torch"),
+        ("machines", "device"),
+        ("commits", "commit"),
+    ):
+        values = sorted(set(rows[column]))
+        facts[term] = (", " if column != "device" else "; ").join(str(value) for value in values if value != "")
+    terms = "".join(f"<dt>{term}</dt><dd>{html.escape(text)}</dd>" for term, text in facts.items() if text)
+    return f"<dl>{terms}</dl>"
+
+
+def _rows_behind(chapter: Chapter, table: Table, names: Iterator[int]) -> Rows:
+    """The rows of each of a table's numbers, with an id of their own."""
+    modalities = registry.card("dataset", table.dataset).modalities
+    found = Rows()
+    for column in table.columns:
+        wanted = column.cells(table.dataset, modalities)
+        rows = column_rows(chapter.rows, chapter.preset, wanted, column.metric, table.rows)
+        for method in table.rows:
+            if own := [row for row in rows if row["method"] == method]:
+                heading = f"{registry.label(method)}, {column.header}: {column.metric}"
+                found.groups[method, column.header] = f"rows-{chapter.preset}-{next(names)}", heading, own
+    return found
+
+
+_ROW_HEADERS = (
+    "cell",
+    "seed",
+    "value",
+    "stderr",
+    "n",
+    "run",
+    "commit",
+    "torch",
+    "device",
+    "protocol",
+    "precision",
+    "versions",
+    "training, s",
+)
+
+
+def _rows_page(tables: Sequence[tuple[str, Rows]], others: Sequence[Mapping[str, Any]]) -> str:
+    parts = [
+        "<p>A number of a table is a link to its rows here. Versions are those of the method, the dataset and the "
+        "metric; rows are compared only where dataset, protocol, precision and versions agree.</p>"
+    ]
+    for title, rows in tables:
+        groups = [(f' id="{name}"', heading, group) for name, heading, group in rows.groups.values()]
+        parts.append(_rows_table(title, groups))
+    by_number: dict[str, list[Mapping[str, Any]]] = {}
+    for row in others:
+        by_number.setdefault(f"{row['dataset']}: {registry.label(row['method'])}, {row['metric']}", []).append(row)
+    if by_number:
+        parts.append(_rows_table("rows of no table", [("", heading, group) for heading, group in by_number.items()]))
+    return "\n".join(parts)
+
+
+def _rows_table(title: str, groups: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> str:
+    heads = "".join(f"<th>{header}</th>" for header in _ROW_HEADERS)
+    count = sum(len(rows) for _, _, rows in groups)
+    lines = [
+        f"<details><summary>{html.escape(title)} ({count} rows)</summary>",
+        f'<div class="scroll"><table class="rows"><thead><tr>{heads}</tr></thead>',
+    ]
+    for name, heading, rows in groups:
+        lines.append(
+            f'<tbody{name}><tr><th colspan="{len(_ROW_HEADERS)}" scope="rowgroup">{html.escape(heading)}</th></tr>'
+        )
+        lines += [
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in _row_texts(row)) + "</tr>" for row in rows
+        ]
+        lines.append("</tbody>")
+    return "\n".join([*lines, "</table></div></details>"])
+
+
+def _row_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """As _ROW_HEADERS; the value at full precision, or the reason why there is none."""
+    return (
+        f"{row['given'] or 'nothing'} → {row['want']}",
+        str(row["seed"]),
+        repr(float(row["value"])) if row["status"] == "ok" else row["status"],
+        _shown(row["stderr"], "{:.3g}"),
+        str(row["n"]),
+        row["run_id"],
+        row["commit"],
+        row["torch"],
+        row["device"],
+        row["protocol"],
+        row["precision"],
+        f"{row['method_version']}, {row['dataset_version']}, {row['metric_version']}",
+        _shown(row["train_seconds"], "{:.1f}"),
+    )
+
+
+def _shown(value: float, pattern: str) -> str:
+    return "" if math.isnan(value) else pattern.format(value)
+
+
+# ---------------------------------------------------------------------------------------------- the plots
+
+
+def _plots(chapter: Chapter, looks: Mapping[str, Look]) -> Iterator[Section]:
+    """Of each table that names a pair of columns: one over the other, a point per method."""
+    for shown in chapter.tables:
+        for x, y in shown.table.plots if shown.page is not None else ():
+            points = _points(shown, x, y)
+            if len(points) < 2:
+                continue
+            title = f"{y} against {x}: {shown.table.title}, {shown.table.dataset}"
+            note = "Means and standard errors as in the table. An axis' arrow says whether higher or lower is better."
+            name = f"plot {chapter.preset} {title}"
+            yield Section(3, title, _plot(name, _scatter, note, shown, x, y, looks))
+
+
+def _points(shown: Shown, x: str, y: str) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Competing method -> its cells of both columns, where it has numbers in both."""
+    assert shown.summary is not None
+    found = {(cell["method"], cell["column"]): cell for cell in shown.summary.to_dict("records")}
+    return {
+        method: (found[method, x], found[method, y])
+        for method in shown.table.competing
+        if found[method, x]["status"] == found[method, y]["status"] == "ok"
+    }
+
+
+def _plot(name: str, draw: Callable[..., Figure], note: str, *arguments: Any) -> str:
+    """A drawing with a note below it, or one line where matplotlib is not there."""
+    if find_spec("matplotlib") is None:
+        return f"<p>No plot: matplotlib is not installed: <code>{html.escape(install_command('plots'))}</code></p>"
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        return (
+            f'<figure class="plot">{_svg(draw(*arguments), name)}<figcaption>{html.escape(note)}</figcaption></figure>'
+        )
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Inline, in the page's own ink, without what names other sites."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    drawn = buffer.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>\s*", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    for colour, own in PAGE_COLOURS.items():
+        drawn = drawn.replace(colour, own)
+    prefix = re.sub(r"\W+", "-", name)  # ids such as figure_1 are in every drawing
+    drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", drawn)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
+
+
+def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
+    from matplotlib.figure import Figure
+
+    points = _points(shown, x, y)
+    figure = Figure((7.2, 4.6), layout="constrained")
+    ax = figure.subplots()
+    ax.margins(0.12)
+    for method, (across, up) in points.items():
+        ax.errorbar(
+            across["value"],
+            up["value"],
+            xerr=_error(across),
+            yerr=_error(up),
+            fmt=looks[method].marker,
+            color=looks[method].colour,
+            markersize=6,
+            elinewidth=1.2,
+            capsize=2.5,
+        )
+    for axis, header, place in ((ax.xaxis, x, 0), (ax.yaxis, y, 1)):
+        column = next(column for column in shown.table.columns if column.header == header)
+        axis.set_label_text(f"{header} {_better(column)}")
+        positive = all(pair[place]["value"] > 0 for pair in points.values())
+        if positive and registry.card("metric", column.metric).scale == "log":
+            (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
+            _plain_ticks(axis)
+    _quieten(ax, "")
+    figure.draw_without_rendering()  # where the points come to lie
+    _name_points(
+        ax, {registry.label(method): (across["value"], up["value"]) for method, (across, up) in points.items()}
+    )
+    return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    named = "123456789" if high < 3 * low else "235"
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else "")
+
+
+def _error(cell: Mapping[str, Any]) -> float | None:
+    return None if math.isnan(cell["stderr"]) else cell["stderr"]
+
+
+def _better(column: Column) -> str:
+    higher = registry.card("metric", column.metric).higher_is_better
+    return {"higher": "↑", "lower": "↓", "neither": ""}[column.better or ("higher" if higher else "lower")]
+
+
+def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]], gap: float = 13.0) -> None:
+    """Write each name above and right of its point, lifted further where it would lie on another."""
+    places = {name: ax.transData.transform(point) for name, point in points.items()}
+    taken: list[tuple[float, float, float]] = []
+    for name, (x, y) in sorted(places.items(), key=lambda place: (place[1][1], place[0])):
+        width, at = 8.0 * len(name), float(y) + gap
+        while any(abs(at - other) < gap and x < right and left < x + width for left, right, other in taken):
+            at += 1.0
+        taken.append((x, x + width, at))
+        ax.annotate(
+            name,
+            points[name],
+            (5, (at - y) * 72 / ax.figure.dpi),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6} if at - y > 1.5 * gap else None,
+        )
+
+
+def _training(runs: Sequence[Run], looks: Mapping[str, Look]) -> Iterator[Section]:
+    """Per dataset, the curves of all methods and seeds."""
+    curves: dict[str, list[tuple[Run, list[dict[str, float]]]]] = {}
+    for run in runs:
+        if curve := _curve(run):
+            curves.setdefault(run.dataset_card.label, []).append((run, curve))
+    for dataset, found in curves.items():
+        note = (
+            "A line per seed, a point the mean of the updates since the one before. What the loss consists of differs "
+            "between methods: only lines of one method can be compared."
+        )
+        name = f"training {found[0][0].job.preset} {dataset}"
+        yield Section(3, f"Training on {dataset}", _plot(name, _draw_curves, note, found, looks))
+
+
+def _curve(run: Run) -> list[dict[str, float]]:
+    try:
+        return list(read_log(run.directory))
+    except ValueError as error:
+        path = run.directory / LOG
+        raise UserError(f"{path}: no training curve ({error}): remove it, or pass --fresh to train again") from None
+
+
+def _draw_curves(curves: Sequence[tuple[Run, Sequence[Mapping[str, float]]]], looks: Mapping[str, Look]) -> Figure:
+    """Each logged part of the loss on an axis of its own, three in a row; the colours are named below."""
+    from matplotlib.figure import Figure
+
+    logged = (name for _, curve in curves for line in curve for name in line if name != "update")
+    parts = list(dict.fromkeys(logged))
+    across = min(3, len(parts))
+    down = math.ceil(len(parts) / across)
+    figure = Figure((3.6 * across, 2.7 * down + 0.6), layout="constrained")
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for ax in grid[len(parts) :]:
+        ax.set_axis_off()
+    handles: dict[str, Any] = {}
+    for ax, part in zip(grid, parts, strict=False):
+        for run, curve in curves:
+            points = [(line["update"], line[part]) for line in curve if part in line]
+            if not points:
+                continue
+            look = looks[registry.stem(run.job.method)]
+            marker = look.marker if len(points) == 1 else ""
+            style = {"color": look.colour, "linestyle": look.line, "marker": marker}
+            (handle,) = ax.plot(*zip(*points, strict=True), linewidth=1.2, markersize=4, **style)
+            handles.setdefault(run.method_card.label, handle)
+        ax.set_xlabel("updates")
+        _quieten(ax, part)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=INK
+    )
+    return figure
+
+
+def _quieten(ax: Axes, title: str) -> None:
+    ax.set_title(title, fontsize=10, color=INK)
+    ax.spines[:].set_color(LINE)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(which="both", colors=QUIET, labelsize=8)
+    ax.xaxis.label.set(color=QUIET, fontsize=9)
+    ax.yaxis.label.set(color=QUIET, fontsize=9)
+    ax.grid(color=LINE, linewidth=0.5)
+    ax.set_axisbelow(True)
+
+
+# ---------------------------------------------------------------------------------------------- the samples
+
+
+def _samples(runs: Sequence[Run], device: str, report: Report) -> Iterator[Section]:
+    """Per dataset, what the trained methods generate with their first seed; what cannot be shown says why."""
+    first: dict[tuple[str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: run.job.seed):
+        if run.method_card.stages and run.directory.is_dir():
+            first.setdefault((run.job.dataset, run.job.method), run)
+    for dataset in dict.fromkeys(run.job.dataset for run in runs):
+        own = [run for run in runs if run in first.values() and run.job.dataset == dataset]
+        if not own:
+            continue
+        things = hasattr(registry.load("dataset", dataset), "render")
+        body = _things(own, device, report) if things else _pictures(own, device, report)
+        yield Section(3, f"Samples of {own[0].dataset_card.label}", "\n".join(body))
+
+
+def _things(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
+    """A table per direction of the pictures, sounds and sentences that scoring left on the disk."""
+    first, data = runs[0], None
+    report("originals", 0, 1, registry.stem(first.job.dataset))
+    try:
+        data = registry.load("dataset", first.job.dataset)(first.config, device)
+    except UserError as reason:
+        yield f'<p class="refused">Without the real ones: {html.escape(str(reason))}</p>'
+    report("originals", 1, 1, registry.stem(first.job.dataset))
+    name, modalities = registry.stem(first.job.dataset), first.dataset_card.modalities
+    directions = [cell for task in ("uncond", *TASKS[:-1]) for cell in cells(name, modalities, task)]
+    none = True
+    for cell in directions:
+        kept = [(run, things_of(run, cell, read_only=True)) for run in runs]
+        rows = min((len(each) for _, each in kept if len(each)), default=0)
+        rows = min(ITEMS, rows)
+        if not rows:
+            continue
+        made = [
+            sheets.Column(f"{run.method_card.label}, seed {run.job.seed}", each.read(0, rows, cell.want))
+            for run, each in kept
+            if len(each)
+        ]
+        real = sheets.originals(data, cell, rows) if data is not None else []
+        rate = max(each.sample_rate for _, each in kept)
+        if data is not None:
+            rate = rate or data.sample_rate
+        table = sheets.table_of([*real, *made], rate, _data_uri)
+        yield f"<details{' open' * none}><summary>{html.escape(cell.question)}</summary>"
+        yield f'<div class="scroll things">{table}</div></details>'
+        none = False
+    if none:
+        yield "<p>Nothing that was generated is kept here: bench sheets generates some.</p>"
+
+
+def _data_uri(name: str, content: bytes) -> str:
+    kind = {".png": "image/png", ".wav": "audio/wav"}[Path(name).suffix]
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _pictures(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
+    """A picture per method of what it generates from nothing."""
+    if find_spec("matplotlib") is None:
+        yield f"<p>No pictures: matplotlib is not installed: <code>{html.escape(install_command('plots'))}</code></p>"
+        return
+    for number, run in enumerate(runs):
+        report(f"samples of {registry.stem(run.job.dataset)}", number, len(runs), registry.stem(run.job.method))
+        try:
+            picture = show.sampled_picture(run, (), None, device)
+        except (UserError, Inapplicable) as reason:
+            yield f'<p class="refused">{html.escape(f"{run.method_card.label}: {reason}")}</p>'
+            continue
+        if picture is not None:
+            about = f"{run.method_card.label}, seed {run.job.seed}: {_from_nothing(run)}"
+            source = _data_uri("picture.png", show.png(picture, SAMPLES_DPI))
+            yield f"<details{' open' * (not number)}><summary>{html.escape(about)}</summary>"
+            yield f'<img src="{source}" alt="{html.escape(about)}"></details>'
+    report(f"samples of {registry.stem(runs[0].job.dataset)}", 1, 1, "done")
+
+
+def _from_nothing(run: Run) -> str:
+    return Cell(registry.stem(run.job.dataset), (), run.dataset_card.modalities).question
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1f1f1e;--paper:#fff;--quiet:#6b6a66;--line:#d9d8d2;--mark:#fff3c4;--link:#1f5f9e;
+--holds:#1a7a46;--fails:#b3261e;--undecided:#8a5a00}
+@media(prefers-color-scheme:dark){:root{--ink:#e8e6e1;--paper:#171716;--quiet:#a3a19a;--line:#3d3c39;--mark:#4a3f12;
+--link:#8ab8ea;--holds:#6fcf97;--fails:#f28b82;--undecided:#f2c14e}}
+body{margin:0 auto;padding:1.5rem;max-width:82rem;color:var(--ink);background:var(--paper)}
+h1{font-size:1.7rem;margin:.2rem 0}h2{margin:3rem 0 .6rem;border-bottom:2px solid var(--line);padding-bottom:.3rem}
+h3{margin:2.4rem 0 .4rem;font-size:1.1rem}p,small,dd{max-width:62rem}small{color:var(--quiet);margin:.15rem 0}
+a{color:var(--link)}td a{color:inherit;text-decoration:underline dotted var(--quiet)}
+td a:hover{text-decoration:underline}
+nav ul{columns:15rem;padding-left:0;margin:1rem 0;list-style:none}
+nav li{break-inside:avoid}nav li.deep{padding-left:1.2rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem}
+dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
+td,th{white-space:nowrap}thead th{border-color:var(--line);vertical-align:bottom}
+.scroll td:first-child,.scroll thead th:first-child{position:sticky;left:0;background:var(--paper)}
+tr.sanity{opacity:1}tr.sanity td{color:var(--quiet)}
+.claims td,.claims th,.things td,.things th,.rows td,.rows tbody th{text-align:left}
+.claims td,.things td{white-space:normal;vertical-align:top}.claims td{border-bottom:1px solid var(--line)}
+.claims td:nth-child(2){min-width:15rem}.claims td:last-child{min-width:31rem;font-size:.9em}
+.claims td:first-child{font-weight:600}.holds{color:var(--holds)}.fails{color:var(--fails)}
+.undecided,.refused{color:var(--undecided)}
+figure{margin:1rem 0}figcaption{color:var(--quiet);font-size:.9em;max-width:62rem}
+.plot svg{max-width:100%;height:auto}img{max-width:100%;height:auto;border-radius:4px}
+.things td{max-width:15em}.things img{width:96px;max-width:none;image-rendering:pixelated}
+.things audio{width:14em;height:2.2rem}
+details{margin:.6rem 0}summary{cursor:pointer}.rows{font-size:.85em}.rows tbody th{padding-top:.7rem}
+tbody:target,tbody:target td:first-child{background:var(--mark)}
+@media print{body{max-width:none;padding:0;font-size:10px}nav{display:none}.scroll{overflow:visible}
+td,th{white-space:normal;padding:.1rem .3rem}tr,figure{break-inside:avoid}h2,h3{break-after:avoid}}
+"""
+
+
+def _document(title: str, chapters: Sequence[Chapter], sections: Sequence[Section]) -> str:
+    safe = html.escape
+    contents, body = [], []
+    for number, section in enumerate(sections, 1):
+        deep = ' class="deep"' if section.level > 2 else ""
+        contents.append(f'<li{deep}><a href="#section-{number}">{safe(section.short or section.title)}</a></li>')
+        heading = f"h{section.level}"
+        body.append(f'<section id="section-{number}"><{heading}>{safe(section.title)}</{heading}>')
+        body.append(f"{section.body}</section>")
+    count = sum(len(chapter.rows) for chapter in chapters)
+    lines = [
+        "<!doctype html>",
+        '<html lang="en">',
+        f'<head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        f"<title>{safe(title)}</title>",
+        f"<style>{HTML_STYLE}{_STYLE}</style></head>",
+        f"<body><header><h1>{safe(title)}</h1>",
+        "<p>A benchmark of any-to-any multimodal generative models: measured tables beside the paper's numbers, its "
+        f"claims, and where every number comes from. {count} result rows, preset "
+        f"{safe(', '.join(chapter.preset for chapter in chapters))}.</p></header>",
+        f"<nav><ul>{''.join(contents)}</ul></nav>",
+        "<main>",
+        *body,
+        "</main></body>",
+        "</html>",
+    ]
+    return "\n".join(lines) + "\n"
