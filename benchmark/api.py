@@ -90,6 +90,7 @@ class DatasetCard:
     """Read from a dataset's file without importing it; `modalities` are names, in order.
 
     `kinds`: of each modality, as in `Modality.kind`; empty where all are vectors.
+    `labels`: what pictures show and no modality says; rows hold these classes beside the modalities.
     `recipe`: `{"shared" | preset: {field: (value, source)}}`, the training and evaluation recipe.
     """
 
@@ -99,8 +100,14 @@ class DatasetCard:
     modalities: tuple[str, ...]
     recipe: Mapping[str, Mapping[str, tuple[Any, str]]]
     kinds: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kind = "dataset"
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """The kinds of what its rows hold: of modalities, and "label" where they hold labels beside them."""
+        return frozenset((*(self.kinds or ("vector",)), *(["label"] if self.labels else [])))
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class MetricCard:
     `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words. `chance` begins
     with "the floor" where shuffled rows are as good as a perfect sampler's.
     `min_rows`: fewer generated rows than this are refused.
-    `needs`: kinds of modality without which a dataset has no such number.
+    `needs`: kinds without which a dataset has no such number (see `DatasetCard.holds`).
     """
 
     version: int
@@ -193,7 +200,8 @@ class Score:
 class Method(Protocol):
     """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator.
 
-    One may offer `known(metric, cell)`: the metric's exact value where nothing has to be sampled for it, or None.
+    One may offer `known(metric, cell)`: the metric's exact value where nothing has to be sampled for it, or None. A
+    sanity row may name in `told` the labels of the given rows that it is told beside the modalities (see `Dataset`).
     """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...
@@ -213,6 +221,9 @@ class Dataset(Protocol):
     One whose world is known answers for the rows `real` and `chance` too: `conditional(given, want, draws)`, fresh
     rows of the exact law of `want` given the observed modalities (Inapplicable where it cannot), and
     `independent(want, draws)`, fresh rows of each modality apart.
+
+    One whose pictures show what no modality says has `labels`, {name: classes}: its rows hold these, (rows,) int64,
+    beside the modalities, and no method that is compared reads them.
 
     One whose training rows hold some of the modalities each names the splits of like rows in `corpora`; a batch comes
     from one of them. One whose modalities are features of pictures, sounds and sentences answers for those, too:

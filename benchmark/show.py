@@ -26,7 +26,7 @@ from benchmark import grids, registry
 from benchmark.api import TASKS, Batch, Cell, UserError
 from benchmark.config import nearest, resolve
 from benchmark.doctor import install_command
-from benchmark.evaluate import BATCH_ROWS, check_rows
+from benchmark.evaluate import BATCH_ROWS, check_rows, given_of
 from benchmark.files import write_atomic
 from benchmark.runner import Run, trained_method
 from benchmark.runtime import Draws
@@ -145,7 +145,7 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
     for start in range(0, rows, BATCH_ROWS):
         count = min(BATCH_ROWS, rows - start)
         draws = Draws("sample", cell, run.job.seed, rows=count, first_row=start, device=device)
-        source = {name: real[name][start : start + count] for name in cell.given}
+        source = {name: x[start : start + count] for name, x in given_of(method, cell, real).items()}
         with torch.no_grad(), autocast(run.config, device):
             parts.append(method.sample(source, cell.want, count, draws))
         check_rows(parts[-1], cell, data.modalities, count)

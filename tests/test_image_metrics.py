@@ -83,7 +83,7 @@ class Reader(verifier.Verifier):
 @pytest.fixture(autouse=True)
 def reader(monkeypatch):
     found = Reader()
-    monkeypatch.setattr(verifier, "of", lambda data, device="cpu", say=None: found)
+    monkeypatch.setattr(verifier, "of", lambda data, device="cpu", say=None, shape=None: found)
     return found
 
 
