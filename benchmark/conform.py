@@ -668,7 +668,9 @@ class _DatasetSuite:
                 finite = bool(torch.isfinite(x.double()).all())
                 _need(finite, f"{modality.name} of {split!r} holds NaN or infinite values")
             for label, classes in getattr(self.data, "labels", {}).items():
-                whole = not rows[label].is_floating_point() and bool(((rows[label] >= 0) & (rows[label] < classes)).all())
+                whole = not rows[label].is_floating_point() and bool(
+                    ((rows[label] >= 0) & (rows[label] < classes)).all()
+                )
                 _need(whole, f"{label} of {split!r} holds what is no class from 0 to {classes - 1}")
 
     def check_index(self) -> None:

@@ -130,7 +130,7 @@ def split_of(data: Any, cell: Cell) -> str:
 
 
 def given_of(method: Any, cell: Cell, real: Batch) -> Batch:
-    """What a method is given of held-out rows: the cell's modalities, and to a sanity row the labels that it is told."""
+    """What a method is given of held-out rows: the cell's modalities, and the labels that a sanity row is told."""
     return {name: real[name] for name in (*cell.given, *getattr(method, "told", ()))} if cell.given else {}
 
 

@@ -18,7 +18,7 @@ PHOTOGRAPHS = {
     "coffee.png": "a39f04b45f56c9b9421d1f695995be92",  # (400, 600), Rachel Michetti, CC0
     "chelsea.png": "4cbc8458da90b6c4b2dcf19e51656619",  # (300, 451), Stefan van der Walt, CC0
     "ihc.png": "575d0ae4732cfe1bf609ba39aa9ccfbd",  # (512, 512), stained tissue, no known restrictions
-    "gravel.png": "3a77d37ac9bb63eb8ef8b884fe329b77",  # (512, 512), grey, CC0Textures, CC0
+    "camera.png": "3429729daf111e2383f004008a56f1ca",  # (512, 512), grey, Lav Varshney, CC0
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

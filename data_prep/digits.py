@@ -29,7 +29,7 @@ MNIST = {
 }
 MNIST_ON_THE_HUB = "ylecun/mnist"
 SKLEARN = "a0339c30a8a5312a1b6f9e5c719dcce5"  # of the unpacked digits.csv.gz
-_ELSE = "or choose a variant of scikit-learn's digits, such as clean-32-sklearn"
+_ELSE = "or choose a variant of scikit-learn's digits, with -sklearn in its name"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def load(name: str) -> Digits:
 
 
 def balanced(*purpose: object, classes: int, rows: int) -> Tensor:
-    """Classes of rows, (rows,) int64: every `classes` rows from a multiple of it on hold each once, in an order by lot."""
+    """Classes of rows, (rows,) int64: every `classes` rows from a multiple of it on hold each once, in random order."""
     order = Draws(*purpose, "labels", rows=-(-rows // classes)).uniform("order", classes)
     return order.argsort(stable=True, dim=1).flatten()[:rows]
 
@@ -68,7 +68,10 @@ def resized(images: np.ndarray, side: int) -> Tensor:
     """Pictures (n, side, side), float32, on their own scale: bilinear, pixel centres at half-integers."""
     parts = torch.from_numpy(images).split(4096)
     return torch.cat(
-        [functional.interpolate(part[:, None].float(), size=side, mode="bilinear", align_corners=False) for part in parts]
+        [
+            functional.interpolate(part[:, None].float(), size=side, mode="bilinear", align_corners=False)
+            for part in parts
+        ]
     )[:, 0]
 
 

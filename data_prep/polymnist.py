@@ -3,8 +3,8 @@
     bench run --method mopoe --dataset polymnist --preset cpu
 
 A picture is a random crop of its view's photograph; inside the strokes of a handwritten digit its colours are inverted.
-No modality says the digit: rows hold it for the metrics alone. Rows are composed on the device when they are asked for,
-and are a pure function of (variant, split, index). docs/mld.md has the variants and what differs from the authors' data.
+No modality says the digit: rows hold it for the metrics alone. Rows are composed on the device when they are asked
+for, and are a pure function of (variant, split, index). docs/mld.md has the variants and what differs from the authors'.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ CARD = DatasetCard(
             "evaluation_rows": (320, "budget: as few as a Fréchet distance needs"),
             "unconditional_rows": (1_000, "budget"),
             "learning_rate": (3e-3, "budget"),
-            "updates": (6_000, "budget"),
+            "updates": (5_000, "budget: about 8 minutes of one core"),
             "batch_rows": (64, "budget"),
             "warmup_updates": (200, "budget"),
             "ema_updates": (500, "budget"),

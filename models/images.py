@@ -1,14 +1,14 @@
 """The image networks every method shares: a residual encoder, and a U-Net that draws by flow matching.
 
 One of each serves all views of a scene and is told which one it works on. Both work on patches: a picture of side
-`canvas` is a map of side `canvas / patch`, halved until its side is four, or five to seven (28, 14, 7). The blocks are those of NCSN++ (Song et al.,
-2021) with one normalisation instead of two, hard swish instead of SiLU, and skips that are added instead of
-concatenated: cheaper on a processor, and in short trials of norm and activation no worse in loss per second. The latent
-enters the U-Net, by linear maps, in two ways: it scales and shifts every block alike at all places, and it draws two
-maps of 16 x 16 cells, one that scales the way up where its maps have that side, one that shifts it. In those trials
-quadrants were learned several times sooner with a map than without, digits sooner with 16 x 16 cells than with 4 x 4,
-and sooner still where the map scales instead of only shifting: a stroke inverts whatever lies under it. A library's
-U-Net has neither patches nor a condition that is worked out once for all steps.
+`canvas` is a map of side `canvas / patch`, halved until its side is four, or five to seven (28, 14, 7). The blocks are
+those of NCSN++ (Song et al., 2021) with one normalisation instead of two, hard swish instead of SiLU, and skips that
+are added instead of concatenated: cheaper on a processor, and in short trials of norm and activation no worse in loss
+per second. The latent enters the U-Net, by linear maps, in two ways: it scales and shifts every block alike at all
+places, and it draws two maps of 16 x 16 cells, one that scales the way up where its maps have that side, one that
+shifts it. In those trials quadrants were learned several times sooner with a map than without, digits sooner with 16 x
+16 cells than with 4 x 4, and sooner still where the map scales instead of only shifting: a stroke inverts whatever lies
+under it. A library's U-Net has neither patches nor a condition that is worked out once for all steps.
 """
 
 import math
@@ -162,7 +162,9 @@ def _sides(canvas: int, patch: int) -> list[int]:
     while sides[-1] % 2 == 0 and sides[-1] >= 2 * LOWEST:
         sides.append(sides[-1] // 2)
     if canvas % patch or not LOWEST <= sides[-1] < 2 * LOWEST:
-        raise ValueError(f"patches of {patch} on a canvas of {canvas}: canvas / patch must be 4, 5, 6 or 7 times 1, 2, 4...")
+        raise ValueError(
+            f"patches of {patch} on a canvas of {canvas}: canvas / patch must be 4, 5, 6 or 7 times 1, 2, 4..."
+        )
     return sides
 
 

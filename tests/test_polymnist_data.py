@@ -10,7 +10,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -632,7 +632,7 @@ def test_digits_and_photographs_of_packages_that_are_absent_or_others(tmp_path: 
     other = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     for load, name, file in (
         (digits._sklearn.__wrapped__, "scikit-learn", "datasets/data/digits.csv.gz"),
-        (backgrounds.photographs, "scikit-image", "data/astronaut.png"),
+        (partial(backgrounds.photographs, 3), "scikit-image", "data/astronaut.png"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.util, "find_spec", lambda package: None)
@@ -643,9 +643,13 @@ def test_digits_and_photographs_of_packages_that_are_absent_or_others(tmp_path: 
         patch.setattr(digits, "SKLEARN", "0" * 32)
         assert "digits.csv.gz is not the official one" in refused(digits._sklearn.__wrapped__)
     monkeypatch.setitem(backgrounds.PHOTOGRAPHS, "coffee.png", "0" * 32)
-    assert "coffee.png is not the photograph that this data set is made of" in refused(lambda: backgrounds.photographs(3))
+    assert "coffee.png is not the photograph that this data set is made of" in refused(
+        partial(backgrounds.photographs, 3)
+    )
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert refused(lambda: backgrounds.photographs(3)) == "pillow is not installed: pip install 'muni-bench[polymnist]'"
+    assert (
+        refused(partial(backgrounds.photographs, 3)) == "pillow is not installed: pip install 'muni-bench[polymnist]'"
+    )
 
 
 # The user's own photographs.

@@ -1,9 +1,10 @@
 """The verifier: a small network that reads the labels off a picture, trained by the suite on a split of its own.
 
 It learns from the dataset's split `verifier`, the pictures of all views of one shape as examples of one kind, so that a
-dataset has a verifier for each shape of its pictures. It is a function of the dataset's identity, of that shape, of that split's size, and of the code of both. It is trained once and kept, with its accuracy on
-real test pictures, as `verifiers/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-bench. It is frozen, and
-in eval mode: three minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrants.
+dataset has a verifier for each shape of its pictures. It is a function of the dataset's identity, of that shape, of
+that split's size, and of the code of both. It is trained once and kept, with its accuracy on real test pictures, as
+`verifiers/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-bench. It is frozen, and in eval mode: three
+minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrants.
 """
 
 from __future__ import annotations
@@ -115,9 +116,7 @@ def reading(data: Any, name: str, device: str) -> Verifier:
     return of(data, device, shape=next(modality.shape for modality in data.modalities if modality.name == name))
 
 
-def of(
-    data: Any, device: str = "cpu", say: Say = trained.to_stderr, shape: tuple[int, ...] | None = None
-) -> Verifier:
+def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr, shape: tuple[int, ...] | None = None) -> Verifier:
     """The dataset's verifier: the one of this process, else the cached one, else one that is trained now.
 
     data: offers `identity`, the splits "verifier" and "test", and may name a `verifier`: "resnet" (the suite's own, if
