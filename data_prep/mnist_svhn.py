@@ -114,7 +114,7 @@ CARD = DatasetCard(
         },
         "smoke": {
             "variant": ("clean-sklearn-folder", "budget: takes made-up files in SVHN's format"),
-            "train_rows": (1_000, "budget"),
+            "train_rows": (400, "budget"),
             "evaluation_rows": (40, "budget"),
             "unconditional_rows": (40, "budget"),
             "learning_rate": (1e-3, "budget"),

@@ -4,7 +4,7 @@
 
 A picture is a random crop of its view's photograph; inside the strokes of a handwritten digit its colours are inverted.
 No modality says the digit: rows hold it for the metrics alone. Rows are composed on the device when they are asked
-for, and are a pure function of (variant, split, index). docs/mld.md has the variants and what differs from the authors'.
+for, and are a pure function of (variant, split, index). docs/mld.md has the variants and what differs.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ CARD = DatasetCard(
         },
         "smoke": {
             "variant": ("clean-28-sklearn", "budget: needs no download"),
-            "train_rows": (1_000, "budget"),
+            "train_rows": (400, "budget"),
             "evaluation_rows": (40, "budget"),
             "unconditional_rows": (40, "budget"),
             "learning_rate": (1e-3, "budget"),
