@@ -439,7 +439,9 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if math.isnan(row["low"]):
         return f"{other}: {row['rival_verdict']} ({row['reason']})"
     what = "" if math.isnan(row["margin"]) else "difference "
-    interval = f"{what}{row['ratio']:.3g}, {100 * (1 - row['level']):.3g} % interval {row['low']:.3g} to {row['high']:.3g}"
+    interval = (
+        f"{what}{row['ratio']:.3g}, {100 * (1 - row['level']):.3g} % interval {row['low']:.3g} to {row['high']:.3g}"
+    )
     return f"{other}: {row['rival_verdict']} ({interval}; {row['seeds']} seeds)"
 
 

@@ -162,8 +162,10 @@ def _grid(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Fig
     }
     views = {each.name: shown[each.name] for each in data.modalities if each.kind == "image"}
     labels = {each.name: shown[each.name] for each in data.modalities if each.kind == "label"}
-    judge = verifier.of(data, str(next(iter(views.values())).device))
-    wrong = {name: grids.disagreeing(judge.read(x).labels, labels) for name, x in views.items() if name in cell.want}
+    read = {name: verifier.reading(data, name, str(x.device)).read(x).labels for name, x in views.items()}
+    for name in getattr(data, "labels", {}):  # that no modality says: of what is given, or as the first picture reads
+        labels[name] = real[name][:MOST_COLUMNS] if cell.given else read[cell.want[0]][name]
+    wrong = {name: grids.disagreeing(read[name], labels) for name in views if name in cell.want}
     title = grids.heading(_who(run), cell.question, run.dataset_card.label, list(wrong.values()))
     return grids.draw_grid(title, views, labels, wrong)
 

@@ -192,11 +192,11 @@ class MnistSvhn:
         self._sources: tuple[digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
         self._paper = variant.paper
         self.identity = f"mnist_svhn {config.variant}:{numbers.digest}"
-        levels = digits.resized(written.images, SIDE) * (255 / WHITE[variant.digits])
         self._pictures = (
-            levels.round().to(torch.uint8)[:, None].to(device),
+            digits.resized(written.images, SIDE)[:, None].to(device),
             torch.from_numpy(numbers.images).to(device),
         )
+        self._whites = WHITE[variant.digits], 255
         self._pairs: dict[str, Tensor] = {}
 
     def count(self, split: str) -> int:
@@ -261,8 +261,11 @@ class MnistSvhn:
         return digits.by_class(source.labels, part)
 
     def _compose(self, numbers: Sequence[Tensor], want: Sequence[str]) -> Batch:
-        shown = dict(zip(CARD.modalities, zip(self._pictures, numbers, strict=True), strict=True))
-        return {name: shown[name][0].index_select(0, shown[name][1]).float().div_(255) for name in want}
+        rows: Batch = {}
+        for name in want:
+            side = CARD.modalities.index(name)
+            rows[name] = self._pictures[side].index_select(0, numbers[side]).float().div_(self._whites[side])
+        return rows
 
 
 DATASET = MnistSvhn

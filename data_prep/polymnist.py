@@ -143,7 +143,9 @@ CARD = DatasetCard(
 
 VIEWS = CARD.modalities
 CANVAS = 28
-INK = {"mnist": 128, "sklearn": 8}  # a bilinearly resized pixel above it is ink: MoPoE's code, and half of the levels
+# A resized pixel above it is ink: MoPoE's code says 128; and half of 16 levels, which after resizing are multiples of
+# 1/196, so that none is so near to it that rounding decides.
+INK = {"mnist": 128, "sklearn": 8.0025}
 CENTER, SCALE = 0.5, 0.28
 
 
@@ -267,7 +269,7 @@ class Polymnist:
 
 
 @functools.cache
-def strokes(source: digits.Digits, above: int) -> Tensor:
+def strokes(source: digits.Digits, above: float) -> Tensor:
     """(pictures, 28, 28) bool: where ink is."""
     return digits.resized(source.images, CANVAS) > above
 
