@@ -360,7 +360,7 @@ LOW = {method: [0.30, 0.31, 0.29] for method in VAES}
 
 @pytest.mark.parametrize(
     ("mvtcae", "verdict"),
-    [([0.484, 0.490, 0.482], "holds"), ([0.484, 0.500, 0.480], "undecided"), ([0.49, 0.50, 0.50], "fails")],
+    [([0.484, 0.490, 0.482], "holds"), ([0.484, 0.500, 0.480], "undecided"), ([0.520, 0.527, 0.520], "fails")],
 )
 def test_a_margin_is_of_the_difference_and_in_points(mvtcae, verdict):
     """A ratio of 1.75 or so throughout; what decides is whether the differences, seed by seed, exceed 0.36."""
