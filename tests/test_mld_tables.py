@@ -15,7 +15,11 @@ CELLS = {"mld": 5 * 4, "mld_svhn": 2}
 
 
 @pytest.mark.parametrize(
-    ("table", "dataset", "chance"), [("mld", "polymnist", 0.1**4), ("mld_svhn", "mnist_svhn", 0.1)]
+    ("table", "dataset", "chance"),
+    [
+        pytest.param("mld", "polymnist", 0.1**4, marks=pytest.mark.slow, id="mld"),
+        pytest.param("mld_svhn", "mnist_svhn", 0.1, id="mld_svhn"),
+    ],
 )
 def test_a_table_is_run_and_printed(
     table: str, dataset: str, chance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
