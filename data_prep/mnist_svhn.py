@@ -97,7 +97,7 @@ CARD = DatasetCard(
             "evaluation_rows": (1_000, "budget"),
             "unconditional_rows": (1_000, "budget"),
             "learning_rate": (3e-3, "budget"),
-            "updates": (4_000, "budget: about 8 minutes of one core"),
+            "updates": (2_800, "budget: about 8 minutes of one core"),
             "batch_rows": (64, "budget"),
             "warmup_updates": (200, "budget"),
             "ema_updates": (500, "budget"),
