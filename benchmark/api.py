@@ -93,6 +93,7 @@ class DatasetCard:
     """Read from a dataset's file without importing it; `modalities` are names, in order.
 
     `kinds`: of each modality, as in `Modality.kind`; empty where all are vectors.
+    `labels`: what pictures show and no modality says; rows hold these classes beside the modalities.
     `recipe`: `{"shared" | preset: {field: (value, source)}}`, the training and evaluation recipe.
     """
 
@@ -102,8 +103,14 @@ class DatasetCard:
     modalities: tuple[str, ...]
     recipe: Mapping[str, Mapping[str, tuple[Any, str]]]
     kinds: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kind = "dataset"
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """The kinds of what its rows hold: of modalities, and "label" where they hold labels beside them."""
+        return frozenset((*(self.kinds or ("vector",)), *(["label"] if self.labels else [])))
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class MetricCard:
     `chance`, `ceiling`: how the values of `Metric.chance` and `Metric.ceiling` come about, in words. `chance` begins
     with "the floor" where shuffled rows are as good as a perfect sampler's.
     `min_rows`: fewer generated rows than this are refused.
-    `needs`: kinds of modality without which a dataset has no such number.
+    `needs`: kinds without which a dataset has no such number (see `DatasetCard.holds`).
     """
 
     version: int
@@ -201,6 +208,7 @@ class Method(Protocol):
     One that is not trained here may offer `protocol()`: JSON values of what its numbers depend on, whose hash stands at
     the end of its rows' protocol (a true `stand_in` among them marks the rows); and `origin()`: those that are known
     before it is asked. What it made with another origin is thrown away.
+    A sanity row may name in `told` the labels of the given rows that it is told beside the modalities (see `Dataset`).
     """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...
@@ -220,6 +228,9 @@ class Dataset(Protocol):
     One whose world is known answers for the rows `real` and `chance` too: `conditional(given, want, draws)`, fresh
     rows of the exact law of `want` given the observed modalities (Inapplicable where it cannot), and
     `independent(want, draws)`, fresh rows of each modality apart.
+
+    One whose pictures show what no modality says has `labels`, {name: classes}: its rows hold these, (rows,) int64,
+    beside the modalities, and no method that is compared reads them.
 
     One whose training rows hold some of the modalities each names the splits of like rows in `corpora`; a batch comes
     from one of them. One whose modalities are features of pictures, sounds and sentences answers for those, too:

@@ -2,15 +2,16 @@
 
 The unit of replication is the training seed. Two methods of one seed are scored on the same
 evaluation noise, so they are compared in pairs: a two-sided t interval for the mean over seeds of the
-log ratio. Holm's step-down over a claim's rivals keeps the chance that any rival is judged wrongly
-at `ALPHA`; in one direction it is half of that. A rate of zero counts as half a success.
+log ratio, or of the difference where a claim states a margin. Holm's step-down over a claim's rivals keeps the
+chance that any rival is judged wrongly at `ALPHA`; in one direction it is half of that. In a ratio, a rate of zero
+counts as half a success.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,9 @@ Verdict = Literal["holds", "fails", "undecided", "n/a"]
 class Claim:
     """The subject's value on `on` stands `relation` `factor` x each rival's value on `against`.
 
+    `margin`: where there is one, the difference subject - rival stands `relation` it, in the metric's units, instead.
+    `than`: the number, as it is written, that stands in the place of the only rival's value; empty for methods.
+
     `variants`: methods of which, the subject among them, the one with the better mean stands for all. Since it is
     chosen on the seeds that it is judged on, they share the level at which each rival is judged.
     `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
@@ -67,6 +71,8 @@ class Claim:
     rivals: tuple[str, ...]
     relation: str
     factor: float
+    margin: float | None
+    than: str
     on: tuple[Column, ...]
     against: tuple[Column, ...]
     conditions: Table | None = None
@@ -74,7 +80,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One rival's answer: the ratio subject / rival (geometric mean over seeds) and its interval at 1 - `level`."""
+    """One rival's answer: the ratio subject / rival (geometric mean over seeds), or where the claim has a margin the
+    difference subject - rival (mean over seeds), and its interval at 1 - `level`."""
 
     verdict: Verdict
     ratio: float = math.nan
@@ -120,14 +127,22 @@ def _claim(
         raw,
         {"id": str, "text": str, "subject": str, "relation": str, "on": list},
         where,
-        {"rivals": list, "factor": float, "against": list, "variants": list},
+        {"rivals": list, "factor": float, "margin": float, "than": float, "against": list, "variants": list},
     )
     known_name(raw["relation"], RELATIONS, "relation", where)
     rivals, factor = tuple(raw.get("rivals", ())), raw.get("factor", 1.0)
     if factor <= 0:
         raise UserError(f"{where}: factor = {factor}: must be positive")
+    if "factor" in raw and "margin" in raw:
+        raise UserError(f"{where}: write either factor, of a ratio, or margin, of a difference")
+    if "than" in raw:
+        if rivals or "against" in raw:
+            raise UserError(f"{where}: than = {raw['than']} stands in the place of rivals and of what against")
+        if raw["than"] <= 0:
+            raise UserError(f"{where}: than = {raw['than']}: must be positive")
+        rivals = (f"{raw['than']:g}",)
     if bool(rivals) == (raw["relation"] == "unsupported"):
-        raise UserError(f"{where}: rivals belong to the relations below and above, which need them")
+        raise UserError(f"{where}: rivals belong to the relations below and above, which need them, or than")
     named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
     loaded = load_table(table, metrics, preset) if named else None
     on, against = (
@@ -148,6 +163,8 @@ def _claim(
         rivals,
         raw["relation"],
         factor,
+        raw.get("margin"),
+        rivals[0] if "than" in raw else "",
         on,
         against,
         replace(loaded, columns=refusing) if loaded and refusing else None,
@@ -172,9 +189,11 @@ def _quantity(raw: Any, where: str, metrics: Collection[str], table: str, loaded
 
 
 def compare(
-    logs: Mapping[str, np.ndarray], relation: str, factor: float, alpha: float = ALPHA
+    gaps: Mapping[str, np.ndarray], relation: str, factor: float, alpha: float = ALPHA, margin: float | None = None
 ) -> dict[str, Comparison]:
-    """Judge `exp(log ratio)` below or above `factor` for each rival; `logs`: rival -> log ratio per seed, (seeds,).
+    """Judge `exp(log ratio)` below or above `factor` for each rival, or a difference below or above `margin`.
+
+    gaps: rival -> log ratio per seed, or where there is a margin difference per seed, (seeds,).
 
     Rivals are taken in the order of their p values; the k-th of m is judged at alpha / (m - k + 1),
     and from the first that is undecided on, all are. Each interval is at the level its rival was
@@ -183,38 +202,39 @@ def compare(
     """
     from scipy import special
 
-    enough = [rival for rival, values in logs.items() if len(values) >= LEAST_SEEDS]
+    shown: Callable[[float], float] = math.exp if margin is None else float
+    bound = math.log(factor) if margin is None else margin
+    enough = [rival for rival, values in gaps.items() if len(values) >= LEAST_SEEDS]
     found = {
         rival: Comparison(
             "undecided",
-            math.exp(values.mean()) if len(values) else math.nan,
+            shown(values.mean()) if len(values) else math.nan,
             seeds=len(values),
             reason=f"{len(values)} shared seeds, needs {LEAST_SEEDS}",
         )
-        for rival, values in logs.items()
+        for rival, values in gaps.items()
     }
-    errors = {rival: float(logs[rival].std(ddof=1)) / math.sqrt(len(logs[rival])) for rival in enough}
+    errors = {rival: float(gaps[rival].std(ddof=1)) / math.sqrt(len(gaps[rival])) for rival in enough}
     pvalues = {
-        rival: _pvalue(float(logs[rival].mean()) - math.log(factor), errors[rival], len(logs[rival]) - 1)
-        for rival in enough
+        rival: _pvalue(float(gaps[rival].mean()) - bound, errors[rival], len(gaps[rival]) - 1) for rival in enough
     }
     level, rejecting = alpha, True
     for place, rival in enumerate(sorted(enough, key=lambda rival: pvalues[rival])):
         if rejecting:
-            level = alpha / (len(logs) - place)
+            level = alpha / (len(gaps) - place)
             rejecting = pvalues[rival] < level
-        values = logs[rival]
+        values = gaps[rival]
         mean, reach = float(values.mean()), float(special.stdtrit(len(values) - 1, 1 - level / 2)) * errors[rival]
-        beyond = (mean < math.log(factor)) == (relation == "below")
+        beyond = (mean < bound) == (relation == "below")
         verdict: Verdict = ("holds" if beyond else "fails") if rejecting else "undecided"
         found[rival] = Comparison(
             verdict,
-            math.exp(mean),
-            math.exp(mean - reach),
-            math.exp(mean + reach),
+            shown(mean),
+            shown(mean - reach),
+            shown(mean + reach),
             level,
             len(values),
-            "" if rejecting else "the interval includes the factor",
+            "" if rejecting else f"the interval includes the {'factor' if margin is None else 'margin'}",
         )
     return found
 
@@ -262,6 +282,7 @@ def check_claims(
                     "rival": rival,
                     "relation": claim.relation,
                     "factor": claim.factor,
+                    "margin": math.nan if claim.margin is None else claim.margin,
                     "rival_verdict": answer.verdict,
                     **{field.name: getattr(answer, field.name) for field in fields(Comparison)[1:]},
                 }
@@ -284,17 +305,17 @@ def _answers(
     if not subject:
         return {rival: Comparison("undecided", reason=f"{claim.subject}: {lack}") for rival in claim.rivals}
     answers: dict[str, Comparison] = {}
-    logs: dict[str, np.ndarray] = {}
+    gaps: dict[str, np.ndarray] = {}
     for rival in claim.rivals:
-        other, lack = _logs(columns, rival, claim.against)
+        other, lack = _constant(claim, subject) if claim.than else _values(columns, rival, claim, claim.against)
         if other:
-            logs[rival] = _array([subject[seed] - other[seed] for seed in sorted(subject.keys() & other.keys())])
+            gaps[rival] = _array([subject[seed] - other[seed] for seed in sorted(subject.keys() & other.keys())])
         elif lack.startswith("n/a"):
             answers[rival] = Comparison("n/a", reason=lack)
         else:
-            logs[rival] = _array([])  # it counts among the rivals of Holm's step-down
+            gaps[rival] = _array([])  # it counts among the rivals of Holm's step-down
             answers[rival] = Comparison("undecided", reason=lack)
-    answers = compare(logs, claim.relation, claim.factor, ALPHA / (1 + len(claim.variants))) | answers
+    answers = compare(gaps, claim.relation, claim.factor, ALPHA / (1 + len(claim.variants)), claim.margin) | answers
     return {rival: answers[rival] for rival in claim.rivals}
 
 
@@ -325,16 +346,29 @@ def _supported(values: Mapping[int, float], lack: str) -> Comparison:
 def _best(
     columns: Mapping[tuple[str, str], tuple[list[dict[str, Any]], int]], claim: Claim
 ) -> tuple[dict[int, float], str]:
-    """`_logs` of the subject, or of the better one of it and its variants."""
+    """`_values` of the subject, or of the better one of it and its variants."""
     sign = -1 if claim.relation == "below" else 1
-    found = [_logs(columns, method, claim.on) for method in (claim.subject, *claim.variants)]
+    found = [_values(columns, method, claim, claim.on) for method in (claim.subject, *claim.variants)]
     return max(found, key=lambda each: sign * math.fsum(each[0].values()) / len(each[0]) if each[0] else -math.inf)
 
 
-def _logs(
-    columns: Mapping[tuple[str, str], tuple[list[dict[str, Any]], int]], method: str, quantities: Sequence[Column]
+def _constant(claim: Claim, subject: Mapping[int, float]) -> tuple[dict[int, float], str]:
+    """The number that a claim is about, for each of the subject's seeds."""
+    return dict.fromkeys(subject, _scaled(claim, float(claim.than))), ""
+
+
+def _scaled(claim: Claim, value: float) -> float:
+    """A value on the scale on which the claim's differences are taken."""
+    return math.log(value) if claim.margin is None else value
+
+
+def _values(
+    columns: Mapping[tuple[str, str], tuple[list[dict[str, Any]], int]],
+    method: str,
+    claim: Claim,
+    quantities: Sequence[Column],
 ) -> tuple[dict[int, float], str]:
-    """A method's log value per seed, averaged over the quantities, and why there is none."""
+    """A method's value per seed on the claim's scale, averaged over the quantities, and why there is none."""
     found: list[dict[int, float]] = []
     for column in quantities:
         rows, cell_count = columns[column.header, column.metric]
@@ -342,18 +376,18 @@ def _logs(
         means, reason = seed_means(own, cell_count)
         if not means:
             return {}, reason or "no rows"
-        if registry.card("metric", column.metric).scale == "logit":
+        if claim.margin is None and registry.card("metric", column.metric).scale == "logit":
             means = {
                 seed: value or 0.5 / sum(row["n"] for row in own if row["seed"] == seed)
                 for seed, value in means.items()
             }
-        if min(means.values()) <= 0:
+        if claim.margin is None and min(means.values()) <= 0:
             return {}, f"{column.metric} is not positive on {column.header}: there is no log ratio"
-        found.append({seed: math.log(value) for seed, value in means.items()})
+        found.append({seed: _scaled(claim, value) for seed, value in means.items()})
     shared = set(found[0]).intersection(*found[1:])
     if not shared:
         return {}, "no seed has all quantities"
-    return {seed: math.fsum(logs[seed] for logs in found) / len(found) for seed in sorted(shared)}, ""
+    return {seed: math.fsum(values[seed] for values in found) / len(found) for seed in sorted(shared)}, ""
 
 
 def _array(values: Sequence[float]) -> np.ndarray:
@@ -365,7 +399,9 @@ def _array(values: Sequence[float]) -> np.ndarray:
 def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
     """Whether the paper's printed numbers satisfy the claim, noise aside."""
 
-    def log(method: str, quantities: Sequence[Column]) -> float | None:
+    def printed(method: str, quantities: Sequence[Column]) -> float | None:
+        if method == claim.than:
+            return _scaled(claim, float(method))
         values = []
         for column in quantities:
             chosen = paper[paper["method"] == method]
@@ -373,17 +409,18 @@ def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
                 chosen = chosen[chosen[name] == value]
             if chosen.empty or not column.paper:
                 return None
-            values += [math.log(float(value)) for value in chosen["value"]]
+            values += [_scaled(claim, float(value)) for value in chosen["value"]]
         return math.fsum(values) / len(values)
 
-    logs = [value for method in (claim.subject, *claim.variants) if (value := log(method, claim.on)) is not None]
-    subject = (min if claim.relation == "below" else max)(logs, default=None)
+    own = [value for method in (claim.subject, *claim.variants) if (value := printed(method, claim.on)) is not None]
+    subject = (min if claim.relation == "below" else max)(own, default=None)
     if claim.relation == "unsupported":
         return "yes" if subject is None else "no"
-    rivals = [value for rival in claim.rivals if (value := log(rival, claim.against)) is not None]
+    rivals = [value for rival in claim.rivals if (value := printed(rival, claim.against)) is not None]
     if subject is None or not rivals:
         return ""
-    gaps = [subject - rival - math.log(claim.factor) for rival in rivals]
+    bound = math.log(claim.factor) if claim.margin is None else claim.margin
+    gaps = [subject - rival - bound for rival in rivals]
     return "yes" if all((gap < 0) == (claim.relation == "below") and gap != 0 for gap in gaps) else "no"
 
 
@@ -421,14 +458,20 @@ def _sentence(row: Mapping[str, Any]) -> str:
         return str(row["reason"])
     if math.isnan(row["low"]):
         return f"{other}: {row['rival_verdict']} ({row['reason']})"
-    interval = f"{row['ratio']:.3g}, {100 * (1 - row['level']):.3g} % interval {row['low']:.3g} to {row['high']:.3g}"
+    what = "" if math.isnan(row["margin"]) else "difference "
+    interval = (
+        f"{what}{row['ratio']:.3g}, {100 * (1 - row['level']):.3g} % interval {row['low']:.3g} to {row['high']:.3g}"
+    )
     return f"{other}: {row['rival_verdict']} ({interval}; {row['seeds']} seeds)"
 
 
 def _claimed(row: Mapping[str, Any]) -> str:
     if row["relation"] == "unsupported":
         return "no number"
-    return f"ratio {'<' if row['relation'] == 'below' else '>'} {row['factor']:.3g}"
+    sign = "<" if row["relation"] == "below" else ">"
+    if math.isnan(row["margin"]):
+        return f"ratio {sign} {row['factor']:.3g}"
+    return f"difference {sign} {row['margin']:.3g}"
 
 
 def _counts(result: pd.DataFrame) -> str:

@@ -211,7 +211,7 @@ def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], ev
         if task in TASKS and task not in card.tasks:
             raise UserError(f"{method} does not support {task}: it supports {', '.join(card.tasks)}")
     data_card, data = registry.card("dataset", dataset), registry.stem(dataset)
-    names, kinds = data_card.modalities, set(data_card.kinds or ("vector",))
+    names, kinds = data_card.modalities, data_card.holds
     fitting = [name for name in registry.index("metric") if kinds.issuperset(registry.card("metric", name).needs)]
     pairs = []
     for task in tasks or card.tasks:

@@ -46,7 +46,7 @@ from benchmark.api import (
 from benchmark.api import cells as cells_of
 from benchmark.config import BUDGET_FIELDS, PRESETS, Config, nearest, resolve
 from benchmark.criteria import cells_of_dataset
-from benchmark.evaluate import check_rows, split_of
+from benchmark.evaluate import check_rows, given_of, split_of
 from benchmark.files import cache_folder
 from benchmark.runner import build, prepare
 from benchmark.runtime import Draws
@@ -648,6 +648,8 @@ class _DatasetSuite:
         kinds = tuple(modality.kind for modality in self.data.modalities)
         stated = tuple(self.card.kinds) or ("vector",) * len(names)
         _need(kinds == stated, f"the data's modalities are of kinds {kinds}, the card says {stated}")
+        labels = tuple(getattr(self.data, "labels", {}))
+        _need(labels == tuple(self.card.labels), f"the data's labels are {labels}, the card's {self.card.labels}")
         for modality in self.data.modalities:
             _need(modality.scale > 0, f"{modality.name}: scale = {modality.scale}: must be positive")
 
@@ -656,7 +658,7 @@ class _DatasetSuite:
             rows = self.rows(split)
             held = [modality for modality in self.data.modalities if modality.name in rows]
             words = {words_of(modality.name) for modality in held if modality.kind == "text"}
-            named = {modality.name for modality in held} | words
+            named = {modality.name for modality in held} | words | set(self.card.labels)
             whole = split in self.corpora() or len(held) == len(self.data.modalities)
             _need(
                 set(rows) == named and whole and len(held) > 1,
@@ -668,6 +670,11 @@ class _DatasetSuite:
                 _need(tuple(x.shape) == shape, f"{modality.name} of {split!r} has shape {tuple(x.shape)}, not {shape}")
                 finite = bool(torch.isfinite(x.double()).all())
                 _need(finite, f"{modality.name} of {split!r} holds NaN or infinite values")
+            for label, classes in getattr(self.data, "labels", {}).items():
+                whole = not rows[label].is_floating_point() and bool(
+                    ((rows[label] >= 0) & (rows[label] < classes)).all()
+                )
+                _need(whole, f"{label} of {split!r} holds what is no class from 0 to {classes - 1}")
 
     def check_index(self) -> None:
         """Every way to ask for a row gives the same one."""
@@ -850,7 +857,7 @@ class _MetricSuite:
     def generated(self, method: str, cell: Cell, real: Batch) -> Batch:
         sampler = _made(method, self.dataset, self.data)
         draws = Draws("conform", cell, rows=METRIC_ROWS)
-        given = {name: real[name] for name in cell.given}
+        given = given_of(sampler, cell, real)
         samples = [sampler.sample(given, cell.want, METRIC_ROWS, draws) for _ in range(self.repeats)]
         return {name: _together([sample[name] for sample in samples]) for name in cell.want}
 

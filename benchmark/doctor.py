@@ -25,7 +25,7 @@ PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 # What an installation is without each extra; an extra that is not named here blocks what its name says.
 BLOCKS = {
     "plots": "the pictures of bench sample",
-    "polymnist": "every cell of polymnist_quadrant_labels",
+    "polymnist": "every cell of polymnist and polymnist_quadrant_labels",
     "spoken-digits": "every cell of spoken_digits",
     "image-text-audio": "every cell of image_text_audio",
     "scale": "several processes (torchrun) and --executor",

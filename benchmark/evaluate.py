@@ -127,13 +127,18 @@ def split_of(data: Any, cell: Cell) -> str:
     return data.split_of(cell) if hasattr(data, "split_of") else "test"
 
 
+def given_of(method: Any, cell: Cell, real: Batch) -> Batch:
+    """What a method is given of held-out rows: the cell's modalities, and the labels that a sanity row is told."""
+    return {name: real[name] for name in (*cell.given, *getattr(method, "told", ()))} if cell.given else {}
+
+
 def _sample(
     method: Any, data: Any, cell: Cell, real: Batch, config: Config, seed: int, start: int, repeat: int = 0
 ) -> tuple[Batch, float]:
     """What is generated for a block of real rows from `start` on, checked, and the seconds that it took."""
     first = next(iter(real.values()))
     count, device = len(first), str(first.device)
-    given = {name: real[name] for name in cell.given}
+    given = given_of(method, cell, real)
     draws = Draws("evaluate", cell, seed, repeat, rows=count, first_row=start, device=device)
     before = time.perf_counter()
     with torch.no_grad(), autocast(config, device):

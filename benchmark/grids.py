@@ -20,13 +20,13 @@ def draw_grid(
 ) -> Figure:
     """One column per sample: its pictures, then its labels.
 
-    views: name -> (samples, 3, height, width) in [0, 1]; labels: name -> (samples,); wrong: name of a view ->
+    views: name -> (samples, 3 or 1, height, width) in [0, 1]; labels: name -> (samples,); wrong: name of a view ->
     (samples,) booleans, those to frame. The first line of `title` is printed larger.
     """
     from matplotlib.figure import Figure
 
     samples = len(next(iter(views.values())))
-    side = next(x.shape[-1] for x in views.values()) + 2 * GAP
+    side = max(x.shape[-1] for x in views.values()) + 2 * GAP
     height, lines = side * len(views), 0.22 * len(labels)
     inch = max(0.45, min(0.8, 13 / samples))  # of one picture
     figure = Figure((inch * samples + 1.1, inch * len(views) + lines + 0.85), facecolor="white")
@@ -50,16 +50,19 @@ def draw_grid(
 
 def mosaic(views: Mapping[str, Tensor], wrong: Mapping[str, Tensor]) -> Tensor:
     """All pictures in one, (3, views * side, samples * side): white gaps, and red ones around the wrong."""
-    rows = [torch.cat(list(_framed(x.float().cpu(), wrong.get(name))), -1) for name, x in views.items()]
+    side = max(x.shape[-1] for x in views.values())
+    rows = [torch.cat(list(_framed(x.float().cpu(), wrong.get(name), side)), -1) for name, x in views.items()]
     return torch.cat(rows, -2)
 
 
-def _framed(pictures: Tensor, wrong: Tensor | None) -> Tensor:
-    samples, channels, height, width = pictures.shape
-    framed = torch.ones(samples, channels, height + 2 * GAP, width + 2 * GAP)
+def _framed(pictures: Tensor, wrong: Tensor | None, side: int) -> Tensor:
+    """(samples, 3, side + 2 GAP, side + 2 GAP): smaller pictures stand in the corner of a white square."""
+    samples, _, height, width = pictures.shape
+    framed = torch.ones(samples, 3, side + 2 * GAP, side + 2 * GAP)
     if wrong is not None:
         framed[wrong.cpu(), :, 1:-1, 1:-1] = torch.tensor(WRONG)[:, None, None]
-    framed[:, :, GAP:-GAP, GAP:-GAP] = pictures.clamp(0, 1)
+    framed[:, :, GAP:-GAP, GAP:-GAP] = 1
+    framed[:, :, GAP : GAP + height, GAP : GAP + width] = pictures.clamp(0, 1)
     return framed
 
 

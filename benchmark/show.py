@@ -26,7 +26,7 @@ from benchmark import grids, registry
 from benchmark.api import TASKS, Batch, Cell, UserError
 from benchmark.config import nearest, resolve
 from benchmark.doctor import install_command
-from benchmark.evaluate import BATCH_ROWS, check_rows
+from benchmark.evaluate import BATCH_ROWS, check_rows, given_of
 from benchmark.files import write_atomic
 from benchmark.runner import Run, trained_method
 from benchmark.runtime import Draws
@@ -162,7 +162,7 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
     for start in range(0, rows, BATCH_ROWS):
         count = min(BATCH_ROWS, rows - start)
         draws = Draws("sample", cell, run.job.seed, rows=count, first_row=start, device=device)
-        source = {name: real[name][start : start + count] for name in cell.given}
+        source = {name: x[start : start + count] for name, x in given_of(method, cell, real).items()}
         with torch.no_grad(), autocast(run.config, device):
             parts.append(method.sample(source, cell.want, count, draws))
         check_rows(parts[-1], cell, data.modalities, count)
@@ -179,8 +179,10 @@ def _grid(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Fig
     }
     views = {each.name: shown[each.name] for each in data.modalities if each.kind == "image"}
     labels = {each.name: shown[each.name] for each in data.modalities if each.kind == "label"}
-    judge = verifier.of(data, str(next(iter(views.values())).device))
-    wrong = {name: grids.disagreeing(judge.read(x).labels, labels) for name, x in views.items() if name in cell.want}
+    read = {name: verifier.reading(data, name, str(x.device)).read(x).labels for name, x in views.items()}
+    for name in getattr(data, "labels", {}):  # that no modality says: of what is given, or as the first picture reads
+        labels[name] = real[name][:MOST_COLUMNS] if cell.given else read[cell.want[0]][name]
+    wrong = {name: grids.disagreeing(read[name], labels) for name in views if name in cell.want}
     title = grids.heading(_who(run), cell.question, run.dataset_card.label, list(wrong.values()))
     return grids.draw_grid(title, views, labels, wrong)
 

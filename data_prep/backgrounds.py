@@ -1,4 +1,4 @@
-"""Photographs behind the digits: three that scikit-image ships, or the user's own."""
+"""Photographs behind the digits: those that scikit-image ships, or the user's own; and every crop of one."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from benchmark.api import UserError
 from data_prep.places import INSTALL, SETTING, data_folder, packaged
 
-# File -> md5 of its pixels. All are free of copyright; sources in docs/polymnist_quadrant_labels.md.
+# File -> md5 of its pixels, in the order of the views. All are free of copyright; sources in
+# docs/polymnist_quadrant_labels.md and docs/mld.md. PNG alone: what a JPEG's pixels are depends on its decoder.
 PHOTOGRAPHS = {
     "astronaut.png": "858df4cb7ccf26eb34f19c3aeb5a99bc",  # (512, 512), NASA, public domain
     "coffee.png": "a39f04b45f56c9b9421d1f695995be92",  # (400, 600), Rachel Michetti, CC0
     "chelsea.png": "4cbc8458da90b6c4b2dcf19e51656619",  # (300, 451), Stefan van der Walt, CC0
+    "ihc.png": "575d0ae4732cfe1bf609ba39aa9ccfbd",  # (512, 512), stained tissue, no known restrictions
+    "camera.png": "3429729daf111e2383f004008a56f1ca",  # (512, 512), grey, Lav Varshney, CC0
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def photographs() -> list[np.ndarray]:
-    """The three of scikit-image, (height, width, 3) uint8. Raises UserError where one is missing or another."""
+def photographs(count: int) -> list[np.ndarray]:
+    """The first of scikit-image's, (height, width, 3) uint8. Raises UserError where one is missing or another."""
     found = []
-    for name, known in PHOTOGRAPHS.items():
+    for name, known in list(PHOTOGRAPHS.items())[:count]:
         path = packaged("skimage", f"data/{name}", "scikit-image")
         picture = read(path)
         if hashlib.md5(picture.tobytes(), usedforsecurity=False).hexdigest() != known:
@@ -74,3 +78,13 @@ def digest(pictures: list[np.ndarray]) -> str:
     for picture in pictures:
         content.update(str(picture.shape).encode() + picture.tobytes())
     return content.hexdigest()
+
+
+def crops(photograph: Tensor, side: int) -> Tensor:
+    """Every crop of (3, height, width), (crops, 3, side, side), in its own memory: y * width + x has its corner there.
+
+    Crops that would begin near the right edge and wrap around have a number, too, and are never asked for.
+    """
+    _, height, width = photograph.shape
+    count = (height - side) * width + width - side + 1
+    return photograph.contiguous().as_strided((count, 3, side, side), (1, height * width, width, 1))

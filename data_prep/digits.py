@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from benchmark.api import UserError, one_line
+from benchmark.runtime import Draws
 from data_prep.places import INSTALL, SETTING, data_folder, packaged
 
 # md5 of the unpacked content of the official files, whose .gz have f68b3c2d..., d53e105e..., 9fb629c4..., ec29112d...
@@ -25,7 +29,7 @@ MNIST = {
 }
 MNIST_ON_THE_HUB = "ylecun/mnist"
 SKLEARN = "a0339c30a8a5312a1b6f9e5c719dcce5"  # of the unpacked digits.csv.gz
-_ELSE = "or choose a variant of scikit-learn's digits, such as clean-32-sklearn"
+_ELSE = "or choose a variant of scikit-learn's digits, with -sklearn in its name"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,30 @@ class Digits:
 def load(name: str) -> Digits:
     """`mnist` or `sklearn`, read once per process. Raises UserError where they are missing or damaged."""
     return _sklearn() if name == "sklearn" else _mnist(data_folder("mnist"))
+
+
+def balanced(*purpose: object, classes: int, rows: int) -> Tensor:
+    """Classes of rows, (rows,) int64: every `classes` rows from a multiple of it on hold each once, in random order."""
+    order = Draws(*purpose, "labels", rows=-(-rows // classes)).uniform("order", classes)
+    return order.argsort(stable=True, dim=1).flatten()[:rows]
+
+
+def by_class(labels: np.ndarray, part: range) -> tuple[Tensor, Tensor, Tensor]:
+    """The pictures of a part in the order of their labels 0-9, where each class begins in it, and how many it has."""
+    own = torch.from_numpy(labels)[part.start : part.stop]
+    size = own.bincount(minlength=10)
+    return own.argsort(stable=True) + part.start, size.cumsum(0) - size, size
+
+
+def resized(images: np.ndarray, side: int) -> Tensor:
+    """Pictures (n, side, side), float32, on their own scale: bilinear, pixel centres at half-integers."""
+    parts = torch.from_numpy(images).split(4096)
+    return torch.cat(
+        [
+            functional.interpolate(part[:, None].float(), size=side, mode="bilinear", align_corners=False)
+            for part in parts
+        ]
+    )[:, 0]
 
 
 @functools.cache

@@ -200,7 +200,7 @@ class PolymnistQuadrantLabels:
         self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
         self._counts["verifier"] = config.train_rows + (most if variant.paper else 0)
 
-        pictures = backgrounds.own(len(VIEWS), FULL) if variant.folder else backgrounds.photographs()
+        pictures = backgrounds.own(len(VIEWS), FULL) if variant.folder else backgrounds.photographs(len(VIEWS))
         self.backgrounds_digest = backgrounds.digest(pictures)
         self.identity = f"{config.variant}:{self.backgrounds_digest}"
         self._shrink = FULL // variant.canvas
@@ -208,7 +208,7 @@ class PolymnistQuadrantLabels:
         self._widths = torch.tensor([photograph.shape[2] for photograph in photographs])
         heights = torch.tensor([photograph.shape[1] for photograph in photographs])
         self._places = torch.stack([heights, self._widths]) * self._shrink - FULL + 1  # of a crop's top left corner
-        self._crops = [_crops(photograph.to(device), variant.canvas) for photograph in photographs]
+        self._crops = [backgrounds.crops(photograph.to(device), variant.canvas) for photograph in photographs]
 
         self._digits = digits.load(variant.digits)
         self._strokes = strokes(self._digits, variant.canvas).to(device)
@@ -238,8 +238,7 @@ class PolymnistQuadrantLabels:
                 self._scenes[split] = torch.cat([self.scenes("train"), shown], 1)
             else:
                 rows, name = self._counts[split], "polymnist_quadrant_labels"
-                order = Draws(name, split, "labels", rows=-(-rows // PAIRS)).uniform("order", PAIRS)
-                pair = order.argsort(stable=True, dim=1).flatten()[:rows]
+                pair = digits.balanced(name, split, classes=PAIRS, rows=rows)
                 draws = Draws(name, split, rows=rows, block=4096)
                 self._scenes[split] = self._scene(draws, split, pair % 10, pair // 10).to(self.device)
         return self._scenes[split]
@@ -275,11 +274,8 @@ class PolymnistQuadrantLabels:
 
     def _pool(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """The pictures that a split may show, by class, and where each class begins, and how many it has."""
-        labels, part = torch.from_numpy(self._digits.labels), self._digits.parts[split]
-        if self._paper:
-            part = range(len(labels))
-        size = labels[part.start : part.stop].bincount(minlength=LABELS["digit"])
-        return labels[part.start : part.stop].argsort(stable=True) + part.start, size.cumsum(0) - size, size
+        whole = range(len(self._digits.labels))
+        return digits.by_class(self._digits.labels, whole if self._paper else self._digits.parts[split])
 
     def _compose(self, scenes: Tensor, want: Sequence[str]) -> Batch:
         digit, quadrant, *views = scenes
@@ -312,16 +308,6 @@ def _photograph(pixels: Tensor, shrink: int) -> Tensor:
     planes = pixels[:height, :width].permute(2, 0, 1).float()
     planes = planes.reshape(3, height // shrink, shrink, width // shrink, shrink).mean((2, 4))
     return planes.round().to(torch.uint8)
-
-
-def _crops(photograph: Tensor, side: int) -> Tensor:
-    """Every crop of a photograph, (crops, 3, side, side), in its own memory: number y * width + x has its corner there.
-
-    Crops that would begin near the right edge and wrap around have a number, too, and are never asked for.
-    """
-    _, height, width = photograph.shape
-    count = (height - side) * width + width - side + 1
-    return photograph.contiguous().as_strided((count, 3, side, side), (1, height * width, width, 1))
 
 
 DATASET = PolymnistQuadrantLabels

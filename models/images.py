@@ -1,14 +1,14 @@
 """The image networks every method shares: a residual encoder, and a U-Net that draws by flow matching.
 
 One of each serves all views of a scene and is told which one it works on. Both work on patches: a picture of side
-`canvas` is a map of side `canvas / patch`, halved until its side is four. The blocks are those of NCSN++ (Song et al.,
-2021) with one normalisation instead of two, hard swish instead of SiLU, and skips that are added instead of
-concatenated: cheaper on a processor, and in short trials of norm and activation no worse in loss per second. The latent
-enters the U-Net, by linear maps, in two ways: it scales and shifts every block alike at all places, and it draws two
-maps of 16 x 16 cells, one that scales the way up where its maps have that side, one that shifts it. In those trials
-quadrants were learned several times sooner with a map than without, digits sooner with 16 x 16 cells than with 4 x 4,
-and sooner still where the map scales instead of only shifting: a stroke inverts whatever lies under it. A library's
-U-Net has neither patches nor a condition that is worked out once for all steps.
+`canvas` is a map of side `canvas / patch`, halved until its side is four, or five to seven (28, 14, 7). The blocks are
+those of NCSN++ (Song et al., 2021) with one normalisation instead of two, hard swish instead of SiLU, and skips that
+are added instead of concatenated: cheaper on a processor, and in short trials of norm and activation no worse in loss
+per second. The latent enters the U-Net, by linear maps, in two ways: it scales and shifts every block alike at all
+places, and it draws two maps of 16 x 16 cells, one that scales the way up where its maps have that side, one that
+shifts it. In those trials quadrants were learned several times sooner with a map than without, digits sooner with 16 x
+16 cells than with 4 x 4, and sooner still where the map scales instead of only shifting: a stroke inverts whatever lies
+under it. A library's U-Net has neither patches nor a condition that is worked out once for all steps.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from models.networks import TimeWaves
 
-LOWEST = 4  # side of the coarsest map
+LOWEST = 4  # side of the coarsest map, at least, and less than twice that
 GROUP = 16  # channels that are normalised together, at most
 DRAWN = 16  # channels, and side at most, of what the latent draws
 
@@ -37,13 +37,14 @@ class ImageEncoder(nn.Module):
         self, views: int, canvas: int, channels: int, width: int, depth: int, patch: int, outputs: int
     ) -> None:
         super().__init__()
-        widths = [width * min(4, 2**level) for level in range(_levels(canvas, patch))]
+        sides = _sides(canvas, patch)
+        widths = [width * min(4, 2**level) for level in range(len(sides))]
         self.enter = nn.ModuleList(nn.Conv2d(channels, width, patch + 2, stride=patch, padding=1) for _ in range(views))
         self.blocks = nn.ModuleList(nn.Sequential(*(Block(each) for _ in range(depth))) for each in widths)
         self.widen = nn.ModuleList(_pointwise(*pair) for pair in pairwise(widths))
         self.gather = _pointwise(widths[-1], width)
         self.normal = _normal(width)
-        self.head = nn.Parameter(torch.zeros(views, width * LOWEST**2, 2 * outputs))
+        self.head = nn.Parameter(torch.zeros(views, width * sides[-1] ** 2, 2 * outputs))
         self.bias = nn.Parameter(torch.zeros(views, 1, 2 * outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,14 +68,15 @@ class ImageVelocity(nn.Module):
     ) -> None:
         super().__init__()
         self.patch, embedding = patch, 5 * width
-        widths = [int(width * min(2, 1 + level / 2)) for level in range(_levels(canvas, patch))]
+        sides = _sides(canvas, patch)
+        widths = [int(width * min(2, 1 + level / 2)) for level in range(len(sides))]
         self.told = nn.Linear(conditions, embedding)
         self.nothing = nn.Parameter(torch.zeros(embedding))  # stands for what a row is told that is told nothing
         self.view = nn.Parameter(0.5 * torch.randn(views, embedding))
         self.waves = TimeWaves()
         self.time = nn.Linear(TimeWaves.size, embedding)
-        self.side = min(DRAWN, canvas // patch)
-        self.drawn_at = _levels(canvas, patch) - _levels(self.side, 1)  # the level whose maps have that side
+        self.side = next(side for side in sides if side <= DRAWN)
+        self.drawn_at = sides.index(self.side)
         self.draw = nn.Linear(embedding, DRAWN * self.side**2)
         self.enter_drawn = _pointwise(DRAWN, 2 * widths[self.drawn_at])
         self.enter = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
@@ -151,12 +153,16 @@ class Block(nn.Module):
         return x + self.second(functional.hardswish(hidden))
 
 
-def _levels(canvas: int, patch: int) -> int:
-    """Resolutions from the canvas down to LOWEST. Raises ValueError where halving does not lead there."""
-    levels = math.log2(canvas / patch / LOWEST)
-    if levels != int(levels) or levels < 0:
-        raise ValueError(f"patches of {patch} on a canvas of {canvas}: canvas / patch must be {LOWEST}, 8, 16, ...")
-    return int(levels) + 1
+def _sides(canvas: int, patch: int) -> list[int]:
+    """Sides of the maps, halved down to the coarsest. Raises ValueError where halving does not lead there."""
+    sides = [canvas // patch]
+    while sides[-1] % 2 == 0 and sides[-1] >= 2 * LOWEST:
+        sides.append(sides[-1] // 2)
+    if canvas % patch or not LOWEST <= sides[-1] < 2 * LOWEST:
+        raise ValueError(
+            f"patches of {patch} on a canvas of {canvas}: canvas / patch must be 4, 5, 6 or 7 times 1, 2, 4..."
+        )
+    return sides
 
 
 def _stages(widths: Sequence[int], depth: int) -> nn.ModuleList:

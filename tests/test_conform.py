@@ -20,6 +20,7 @@ from benchmark.api import UserError, cells
 from benchmark.conform import Check, conform
 from benchmark.runner import execute, prepare
 from benchmark.tables import Job
+from tests import house_numbers
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "add_a_method.md"
@@ -50,11 +51,13 @@ def faults(kind: str | None, name: str) -> list[Check]:
 
 
 def first_fault(name: str) -> Check:
-    return next((check for check in conform(None, name) if check.passed is False), Check("none", None))
+    return next((check for check in conform(None, name) if check.passed is False), Check("none", None, "none"))
 
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
-def test_every_built_in_plug_in_conforms(kind, name):
+def test_every_built_in_plug_in_conforms(kind, name, tmp_path, monkeypatch):
+    if name == "mnist_svhn":
+        monkeypatch.setenv("MUNI_BENCH_DATA", str(house_numbers.write(tmp_path).parent))
     if kind == "dataset" and "cpu" not in registry.card(kind, name).recipe:
         pytest.skip("needs weights: tests/test_image_text_audio.py has it on tiny ones")
     if hasattr(registry.load(kind, name), "absent"):  # with a checkpoint: tests/test_external.py and the models' own
@@ -308,7 +311,29 @@ def test_a_broken_method_is_named(fault, example):
     assert re.search(message, found.message), found
 
 
+CARD_LABEL = ('modalities=("left", "right"),', 'modalities=("left", "right"), labels=("half",),')
+HAS_LABEL = ("class TwoRings:\n", "class TwoRings:\n    labels = {'half': 2}\n\n")
+HOLDS_LABEL = ('"left": (ring', '"half": (angle > math.pi).long(), "left": (ring')
 BROKEN_DATASETS = {
+    "a label beside the modalities": (CARD_LABEL, HAS_LABEL, HOLDS_LABEL, "none", "none"),
+    "a label that the card does not name": (
+        HAS_LABEL,
+        "modalities are those of the card",
+        r"the data's labels are \('half',\), the card's \(\)",
+    ),
+    "a label that rows do not hold": (
+        CARD_LABEL,
+        HAS_LABEL,
+        "rows are finite and of the stated shapes",
+        r"rows of 'train' hold \['left', 'right'\]: not every modality",
+    ),
+    "a label that is no class": (
+        CARD_LABEL,
+        HAS_LABEL,
+        ('"left": (ring', '"half": 1 + (angle > math.pi).long(), "left": (ring'),
+        "rows are finite and of the stated shapes",
+        "half of 'train' holds what is no class from 0 to 1",
+    ),
     "no source": (
         ('"learning_rate": (1e-3, "assumed")', '"learning_rate": 1e-3'),
         "card is complete",

@@ -83,7 +83,7 @@ class Reader(verifier.Verifier):
 @pytest.fixture(autouse=True)
 def reader(monkeypatch):
     found = Reader()
-    monkeypatch.setattr(verifier, "of", lambda data, device="cpu", say=None: found)
+    monkeypatch.setattr(verifier, "of", lambda data, device="cpu", say=None, shape=None: found)
     return found
 
 
@@ -260,6 +260,111 @@ def test_a_modality_that_strays_counts_in_the_mean_over_modalities_alone():
     assert found - score("label_marginals", UNCOND, real, generated, data).value == pytest.approx(
         (39 / 40 - score("label_marginals", Cell("spelled", (), ("image1",)), real, generated, data).value) / 4
     )
+
+
+# ------------------------------------------------------------------------------ pictures whose label no modality says
+
+FIVE = tuple(f"m{k}" for k in range(5))
+FROM_NOTHING = Cell("unsaid", (), FIVE)
+FROM_TWO = Cell("unsaid", ("m0", "m3"), ("m1", "m4"))
+
+
+class Unsaid(Spelled):
+    """Five pictures of one digit, which rows hold beside them."""
+
+    identity, labels = "unsaid", {"digit": 10}
+
+    def __init__(self, rows=4000):
+        super().__init__(rows)
+        self.modalities = tuple(Modality(name, (3, 4, 4), kind="image") for name in FIVE)
+
+    def together(self, draws, given=()):
+        digit = draws.integers("digit", 10)
+        return {name: spell(digit, digit, draws, name) for name in FIVE} | {"digit": digit}
+
+
+def drawn(digits):
+    """A generator's pictures of these digits, {modality: (rows,)}."""
+    return {name: spell(digit, digit) for name, digit in digits.items()}
+
+
+def test_a_coherent_generator_scores_one_and_one_stray_view_zero():
+    data = Unsaid()
+    real = real_rows(data)
+    digit = real["digit"].roll(1)  # what the held-out rows show does not matter
+    perfect = drawn(dict.fromkeys(FIVE, digit))
+    for metric in ("digit_coherence", "label_coherence", "pairwise_coherence"):
+        assert score(metric, FROM_NOTHING, real, perfect, data).value == 1
+    stray = perfect | drawn({"m3": (digit + 1) % 10})
+    assert score("digit_coherence", FROM_NOTHING, real, stray, data).value == 0
+    assert score("pairwise_coherence", FROM_NOTHING, real, stray, data).value == pytest.approx(6 / 10)
+
+
+def test_independent_pictures_score_chance():
+    data, draws = Unsaid(), Draws("independent", rows=4000)
+    generated = drawn({name: draws.integers(name, 10) for name in FIVE})
+    chance = registry.load("metric", "digit_coherence").chance
+    assert chance(FROM_NOTHING, data) == pytest.approx(0.1**4)
+    assert chance(Cell("unsaid", (), ("m0", "m1")), data) == pytest.approx(0.1)
+    real = real_rows(data)
+    assert score("digit_coherence", FROM_NOTHING, real, generated, data).value <= 5 / 4000  # 0.4 rows are expected
+    found = score("pairwise_coherence", FROM_NOTHING, real, generated, data)
+    assert found.value == pytest.approx(0.1, abs=4 * found.stderr)
+    found = score("label_accuracy", FROM_TWO, real, wanted(generated, FROM_TWO), data)
+    assert found.value == pytest.approx(0.1, abs=4 * found.stderr)
+    assert registry.load("metric", "label_accuracy").chance(FROM_TWO, data) == pytest.approx(0.1)
+
+
+def test_conditional_coherence_is_the_share_of_targets_that_show_the_digit_of_the_given():
+    data = Unsaid()
+    real = real_rows(data)
+    half = (torch.arange(4000) % 2).bool()
+    wrong = torch.where(half, real["digit"], (real["digit"] + 1) % 10)
+    for digits, value in (
+        ({"m1": real["digit"], "m4": real["digit"]}, 1),
+        ({"m1": real["digit"], "m4": wrong}, 0.75),
+        ({"m1": wrong, "m4": wrong}, 0.5),
+    ):
+        assert score("label_accuracy", FROM_TWO, real, drawn(digits), data).value == value
+
+
+@pytest.mark.parametrize(
+    ("metric", "cell"),
+    [
+        ("digit_coherence", FROM_NOTHING),
+        ("pairwise_coherence", FROM_NOTHING),
+        ("label_marginals", FROM_NOTHING),
+        ("label_accuracy", FROM_TWO),
+        ("verifier_accuracy", FROM_TWO),
+    ],
+)
+def test_real_rows_of_unsaid_labels_score_the_ceiling(metric, cell):
+    data = Unsaid(512)
+    real = real_rows(data)
+    found = score(metric, cell, real, wanted(real, cell), data)
+    expected = registry.load("metric", metric).ceiling(cell, data)
+    assert found.value == pytest.approx(expected, abs=max(4 * found.stderr, 0.02 if metric == "label_marginals" else 0))
+
+
+def test_what_is_given_fixes_the_only_label_and_other_labels_are_not_asked():
+    data = Unsaid(64)
+    for metric, cell in (
+        ("quadrant_coherence", FROM_NOTHING),
+        ("one_to_many_agreement", Cell("unsaid", ("m0",), FIVE[1:])),
+        ("label_accuracy", FROM_NOTHING),
+    ):
+        with pytest.raises(Inapplicable):
+            registry.load("metric", metric)(cell, data)
+
+
+@pytest.mark.parametrize("name", ["polymnist", "mnist_svhn"])
+def test_metrics_of_labels_are_asked_of_pictures_whose_label_no_modality_says(name):
+    holds = registry.card("dataset", name).holds
+    assert holds == {"image", "label"}
+    assert {*RATES, "label_accuracy", "frechet_verifier"} <= {
+        metric for metric in registry.index("metric") if holds >= set(registry.card("metric", metric).needs)
+    }
+    assert registry.card("dataset", "gaussian_mixture").holds == {"vector"}
 
 
 # ------------------------------------------------------------------------------------------ planted faults

@@ -138,9 +138,36 @@ def test_bfloat16_is_close() -> None:
     assert 0 < (close - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
 
 
-@pytest.mark.parametrize(("canvas", "patch"), [(48, 1), (16, 8), (32, 3)])
-def test_a_canvas_that_halving_does_not_bring_to_four_is_refused(canvas: int, patch: int) -> None:
-    with pytest.raises(ValueError, match="canvas / patch must be 4, 8, 16"):
+@pytest.mark.parametrize(
+    ("canvas", "patch", "sides"),
+    [
+        (28, 1, [28, 14, 7]),
+        (28, 2, [14, 7]),
+        (28, 4, [7]),
+        (32, 2, [16, 8, 4]),
+        (64, 1, [64, 32, 16, 8, 4]),
+        (16, 4, [4]),
+    ],
+)
+def test_maps_are_halved_down_to_a_side_of_four_to_seven(canvas: int, patch: int, sides: list[int]) -> None:
+    """What the latent draws has the largest of these sides that is at most 16."""
+    seen: list[int] = []
+    made = ImageVelocity(VIEWS, canvas, 3, CONDITIONS, 16, 1, patch)
+    for stage in (*made.down, made.middle):
+        stage[0].register_forward_hook(lambda block, inputs, hidden: seen.append(hidden.shape[-1]))
+    x, t = drawn(2, 3, canvas, canvas).float(), torch.full((2,), 0.4)
+    condition = made.condition(drawn(2, CONDITIONS, name="z").float(), torch.tensor([0, 2]))
+    assert made(x, t, condition).shape == x.shape
+    assert seen == [*sides, sides[-1]]
+    assert condition[1].shape[-2:] == (next(side for side in sides if side <= 16),) * 2
+    expert = ImageEncoder(VIEWS, canvas, 3, 16, 1, patch, OUTPUTS)
+    assert expert.head.shape == (VIEWS, 16 * sides[-1] ** 2, 2 * OUTPUTS)
+    assert expert(x.expand(VIEWS, -1, -1, -1, -1))[0].shape == (VIEWS, 2, OUTPUTS)
+
+
+@pytest.mark.parametrize(("canvas", "patch"), [(36, 1), (16, 8), (32, 3), (30, 2)])
+def test_a_canvas_that_halving_does_not_bring_near_four_is_refused(canvas: int, patch: int) -> None:
+    with pytest.raises(ValueError, match="canvas / patch must be 4, 5, 6 or 7 times"):
         ImageVelocity(VIEWS, canvas, 3, CONDITIONS, 16, 1, patch)
 
 

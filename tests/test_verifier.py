@@ -49,7 +49,7 @@ def folder(empty_cache):
 def short(monkeypatch):
     """Two updates: where it does not matter what is learnt."""
     monkeypatch.setattr(verifier, "UPDATES", 2)
-    monkeypatch.setattr(verifier, "ROWS", 16)
+    monkeypatch.setattr(verifier, "PICTURES", 32)
 
 
 def forget():
@@ -63,8 +63,7 @@ def weights(network):
 # ------------------------------------------------------------------------------------------ training
 
 
-def test_it_learns_what_pictures_show_and_says_how_well(folder, monkeypatch):
-    monkeypatch.setattr(verifier, "UPDATES", 30)
+def test_it_learns_what_pictures_show_and_says_how_well(folder):
     data, lines = Easy(), []
     before = torch.random.get_rng_state()
     network = verifier.of(data, say=lines.append)
@@ -76,7 +75,7 @@ def test_it_learns_what_pictures_show_and_says_how_well(folder, monkeypatch):
     assert {label: x.dtype for label, x in found.labels.items()} == dict.fromkeys(LABELS, torch.int64)
     assert (found.labels["quadrant"] == rows["quadrant"]).double().mean() > 0.99
     assert found.features.shape == (300, verifier.FEATURES)
-    assert "30 updates" in lines[0] and "on 600 real test pictures" in lines[-1]
+    assert "24 updates" in lines[0] and "on 600 real test pictures" in lines[-1]
     (name,) = weight_files(folder)
     with safe_open(folder / name, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
@@ -113,12 +112,12 @@ def test_training_is_a_function_of_the_identity_alone(short):
 
 
 def test_few_rows_are_passed_over_a_few_times(monkeypatch):
-    monkeypatch.setattr(verifier, "ROWS", 16)
+    monkeypatch.setattr(verifier, "PICTURES", 32)
     network = verifier.of(Easy(rows=20), say=str)
     assert network.facts["updates"] == math.ceil(verifier.PASSES * 20 / 16)
 
 
-@pytest.mark.parametrize("side", [16, 32, 64])
+@pytest.mark.parametrize("side", [16, 28, 32, 64])
 def test_its_size_does_not_depend_on_the_canvas(side):
     network = verifier.Verifier(verifier.resnet((3, side, side)), {"digit": 10, "quadrant": 4}).eval()
     assert 0.3e6 < sum(weight.numel() for weight in network.parameters()) < 0.45e6
@@ -199,6 +198,40 @@ def test_pictures_of_several_shapes_are_refused():
     data.modalities = (*data.modalities, Modality("wide", (3, 16, 32), kind="image"))
     with pytest.raises(ValueError, match="one shape"):
         verifier.of(data)
+
+
+class TwoShapes(Easy):
+    """Grey pictures of 28 pixels and coloured ones of 16, of a digit that no modality says."""
+
+    labels = {"digit": 3}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__(identity="two shapes", rows=600)
+        self.modalities = tuple(
+            Modality(name, shape, kind="image") for name, shape in (("grey", (1, 28, 28)), ("colour", (3, 16, 16)))
+        )
+
+    def rows(self, split, indices):
+        draws = Draws("two shapes", split, rows=self.size)
+        digit = draws.integers("digit", 3)
+        grey, colour = (0.1 * draws.uniform(each.name, *each.shape) for each in self.modalities)
+        for row, each in enumerate(digit.tolist()):
+            grey[row, 0, 8 * each : 8 * each + 8] += 0.8
+            colour[row, each] += 0.8
+        return {"grey": grey[indices], "colour": colour[indices], "digit": digit[indices]}
+
+
+def test_pictures_of_each_shape_have_a_verifier_of_their_own(folder, monkeypatch):
+    monkeypatch.setattr(verifier, "PASSES", 15)
+    data = TwoShapes()
+    rows = data.rows("test", torch.arange(300))
+    readers = {name: verifier.reading(data, name, "cpu") for name in ("grey", "colour")}
+    assert readers["grey"] is not readers["colour"] and len(weight_files(folder)) == 2
+    assert verifier.reading(data, "grey", "cpu") is readers["grey"]
+    for name, network in readers.items():
+        assert network.facts["labels"] == {"digit": 3} and network.facts["pictures"] == 300
+        assert (network.read(rows[name]).labels["digit"] == rows["digit"]).double().mean() > 0.99
+        assert network.facts["accuracy"]["digit"] > 0.99
 
 
 # ------------------------------------------------------------------------------------------ reading

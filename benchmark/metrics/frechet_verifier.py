@@ -45,7 +45,7 @@ class FrechetVerifier:
         """`real` is not read."""
         for name, blocks in self._features.items():
             rows = generated[name]
-            blocks.append(verifier.of(self._data, str(rows.device)).read(rows).features)
+            blocks.append(verifier.reading(self._data, name, str(rows.device)).read(rows).features)
 
     def compute(self) -> Score:
         generated = {name: torch.cat(blocks) for name, blocks in self._features.items() if blocks}
@@ -80,17 +80,17 @@ class FrechetVerifier:
 
 def features(data: Any, names: list[str], first: int, rows: int, device: str) -> dict[str, Tensor]:
     """Features of test pictures from row `first` on, {name: (rows, size)}, read once per process."""
-    network = verifier.of(data, device)
+    networks = {name: verifier.reading(data, name, device) for name in names}
 
     def work() -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         for start in range(first, first + rows, BLOCK):
             block = data.rows("test", torch.arange(start, min(start + BLOCK, first + rows), device=device))
             for name in names:
-                found[name].append(network.read(block[name]).features)
+                found[name].append(networks[name].read(block[name]).features)
         return {name: torch.cat(blocks) for name, blocks in found.items()}
 
-    return network.keep(("features", *names, first, rows, data.count("test")), work)
+    return networks[names[0]].keep(("features", *names, first, rows, data.count("test")), work)
 
 
 METRIC = FrechetVerifier

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
 from benchmark.metrics import enough, verifier
-from benchmark.metrics.labels import labels_of, mean, pictures, read, score_of, shown_by
+from benchmark.metrics.labels import mean, pictures, read, score_of, shown_by
+from benchmark.metrics.verifier import labels_of
 
 CARD = MetricCard(
     version=1,

@@ -1,7 +1,8 @@
 """What metrics of labels share: which labels a modality shows, what the verifier reads in pictures, rates over rows.
 
 A label modality shows itself. A picture shows every label of its dataset, as the verifier reads it: a network that the
-suite trains on a split of its own (benchmark/metrics/verifier.py). Labels are uniform over their classes.
+suite trains on a split of its own (benchmark/metrics/verifier.py). Labels are uniform over their classes. Where no
+modality is a label (PolyMNIST, MNIST-SVHN), rows hold what their pictures show beside the modalities.
 """
 
 from __future__ import annotations
@@ -16,14 +17,10 @@ from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, Score
 from benchmark.metrics import mean_of, verifier
+from benchmark.metrics.verifier import labels_of
 
 Shown = dict[str, dict[str, Tensor]]  # modality -> label -> class, (rows,) int64
 Asked = dict[str, tuple[str, ...]]  # modality -> the labels that are looked for in it
-
-
-def labels_of(data: Any) -> dict[str, int]:
-    """Label -> number of its classes."""
-    return {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
 
 
 def shown_by(data: Any, names: Iterable[str]) -> Asked:
@@ -59,7 +56,7 @@ def read(data: Any, batch: Batch, names: Iterable[str]) -> Shown:
     for name in names:
         rows = batch[name]
         if name not in labels_of(data):
-            found[name] = verifier.of(data, str(rows.device)).read(rows).labels
+            found[name] = verifier.reading(data, name, str(rows.device)).read(rows).labels
         elif rows.is_floating_point():
             raise ValueError(f"{name} holds labels that are no whole numbers")
         else:

@@ -1,9 +1,10 @@
 """The verifier: a small network that reads the labels off a picture, trained by the suite on a split of its own.
 
-It learns from the dataset's split `verifier`, the pictures of every view as examples of one kind, and is a function of
-the dataset's identity, of that split's size, and of the code of both. It is trained once and kept, with its accuracy on
-real test pictures, as `verifiers/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-bench. It is frozen, and
-in eval mode: three minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrants.
+It learns from the dataset's split `verifier`, the pictures of all views of one shape as examples of one kind, so that a
+dataset has a verifier for each shape of its pictures. It is a function of the dataset's identity, of that shape, of
+that split's size, and of the code of both. It is trained once and kept, with its accuracy on real test pictures, as
+`verifiers/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-bench. It is frozen, and in eval mode: three
+minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrants.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
 
 FEATURES = 64  # of a picture, for Fréchet distances
-ROWS, UPDATES, PASSES = 86, 1000, 5  # rows per update; at most so many updates, and passes through the split
+PICTURES, UPDATES, PASSES = 258, 1000, 5  # per update; at most so many updates, and passes through the split
 RATE, DECAY, WARM = 4e-3, 0.01, 0.2  # AdamW; the rate rises for a share of the updates and falls to zero
 BEND = 0.03  # how far training bends its pictures, in half sides
 CHUNK = 128  # pictures per call of the frozen network: always as many, so that no number depends on the batch
@@ -104,19 +105,31 @@ class Verifier(trained.Trained):
         )
 
 
-def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr) -> Verifier:
+def labels_of(data: Any) -> dict[str, int]:
+    """Label -> number of its classes: the dataset's label modalities, and what its rows hold beside modalities."""
+    shown = {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
+    return shown | getattr(data, "labels", {})
+
+
+def reading(data: Any, name: str, device: str) -> Verifier:
+    """The verifier that reads the pictures of a modality."""
+    return of(data, device, shape=next(modality.shape for modality in data.modalities if modality.name == name))
+
+
+def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr, shape: tuple[int, ...] | None = None) -> Verifier:
     """The dataset's verifier: the one of this process, else the cached one, else one that is trained now.
 
     data: offers `identity`, the splits "verifier" and "test", and may name a `verifier`: "resnet" (the suite's own, if
-    it names none) or "segformer" (the authors' choice). say: gets a line now and then. Raises UserError for another
-    verifier.
+    it names none) or "segformer" (the authors' choice). say: gets a line now and then. shape: of the pictures that are
+    read, which may be left out where all have one. Raises UserError for another verifier.
     """
     kind = getattr(data, "verifier", "resnet")
-    labels = {modality.name: modality.classes for modality in data.modalities if modality.kind == "label"}
-    views = [modality for modality in data.modalities if modality.kind == "image"]
+    labels = labels_of(data)
+    pictures = [modality for modality in data.modalities if modality.kind == "image"]
+    views = [view for view in pictures if view.shape == (shape or pictures[0].shape)]
+    if shape is None and len(views) < len(pictures):
+        raise ValueError(f"a verifier reads pictures of one shape: {', '.join(str(view.shape) for view in pictures)}")
     shape = views[0].shape
-    if any(view.shape != shape for view in views):
-        raise ValueError(f"the verifier reads pictures of one shape: {', '.join(str(view.shape) for view in views)}")
     facts = {"identity": data.identity, "kind": kind, "labels": labels, "shape": list(shape)}
     code = [registry.sources(Path(__file__)), registry.sources(Path(inspect.getfile(type(data))), with_card=False)]
     facts |= {"rows": data.count("verifier"), "code": code}
@@ -147,8 +160,8 @@ class Residual(nn.Module):
 
 
 def resnet(shape: tuple[int, ...]) -> nn.Sequential:
-    """About 0.34 M weights whatever the side (16, 32, 64): the map halves down to 4 x 4, where it has 128 channels, and
-    is pooled to 2 x 2, so that it still knows where in the picture a digit stands."""
+    """About 0.34 M weights whatever the side (16, 32, 64; 0.43 M at 28): the map halves down to 4 x 4, where it has 128
+    channels or a few more, and is pooled to 2 x 2, so that it still knows where in the picture a digit stands."""
     channels, side = shape[0], shape[-1]
     width = 512 // side
     layers: list[nn.Module] = [
@@ -181,10 +194,10 @@ def _train(
     network: Verifier, data: Any, facts: Mapping[str, Any], views: list[Modality], device: str, say: Say
 ) -> None:
     """Train on the split `verifier`, measure on the test split, and write down both in `network.facts`."""
-    names, count = [view.name for view in views], data.count("verifier")
+    names, count, batch = [view.name for view in views], data.count("verifier"), PICTURES // len(views)
     own = network.body if isinstance(network.body, Pretrained) else None
     rate = own.rate if own else RATE
-    updates = min(own.updates if own else UPDATES, math.ceil(PASSES * count / ROWS))
+    updates = min(own.updates if own else UPDATES, math.ceil(PASSES * count / batch))
     if own:
         own.pretrain()
     network.to(device).train()
@@ -192,7 +205,7 @@ def _train(
     started = said = time.monotonic()
     say(f"verifier of {data.identity}: training, once for this machine, {updates} updates")
     for update in range(updates):
-        draws = Draws("verifier", data.identity, update, rows=ROWS, block=ROWS, device=device)
+        draws = Draws("verifier", data.identity, update, rows=batch, block=batch, device=device)
         rows = data.rows("verifier", draws.integers("rows", count))
         pictures = _bent(torch.cat([rows[name] for name in names]), draws)
         done = (update + 0.5) / updates

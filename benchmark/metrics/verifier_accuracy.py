@@ -48,7 +48,7 @@ class VerifierAccuracy(Recovered):
 
     def compute(self) -> Score:
         enough(self._rows, CARD.min_rows, f"verifier_accuracy of {self._cell}")
-        return verifier.of(self._data, self._device).keep(
+        return verifier.reading(self._data, next(iter(self._asked)), self._device).keep(
             ("verifier_accuracy", self._cell, self._data.count("test")), self._measure
         )
 

@@ -1,0 +1,271 @@
+"""MNIST-SVHN (Shi et al., 2019): a handwritten digit and a house number of the same class.
+
+    bench run --method mopoe --dataset mnist_svhn --preset cpu
+
+The two pictures share the digit and nothing else. No modality says it: rows hold it for the metrics alone. Rows are a
+pure function of (variant, split, index). docs/mld.md has the variants, where the pictures come from, and how they pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmark.api import Batch, Cell, DatasetCard, Inapplicable, Modality, UserError
+from benchmark.config import Config, nearest
+from benchmark.runtime import Draws
+from data_prep import digits, svhn
+
+CARD = DatasetCard(
+    version=1,
+    label="MNIST-SVHN",
+    paper="MMVAE (2019); Multi-modal Latent Diffusion (2023)",
+    modalities=("mnist", "svhn"),
+    kinds=("image", "image"),
+    labels=("digit",),
+    notes=(
+        "a variant is SPLIT[-sklearn][-folder]",
+        "clean: no picture is in two of the splits train, validation, verifier and test; paper: train, validation and "
+        "verifier draw from both training sets whole, as the authors' do",
+        "pairs are made once, by a rule, where the authors' code makes them anew at every run; digits are balanced",
+        "-sklearn: the 1,797 digits that scikit-learn ships, in place of MNIST",
+        "-folder: what two files of SVHN's format in $MUNI_BENCH_DATA/svhn hold; its rows exist on your machine alone",
+    ),
+    recipe={
+        "shared": {
+            "weight_decay": (0.0, "as PolyMNIST-Quadrant-Labels"),
+            "clip_norm": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "beta2": (0.95, "as PolyMNIST-Quadrant-Labels"),
+            "latent_size": (20, "MMVAE, MoPoE"),
+            "private_size": (20, "assumed: as many"),
+            "encoder_grad_scale": (1e-3, "as PolyMNIST-Quadrant-Labels"),
+            "prior_weight": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "image_time_location": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "guidance": (1.0, "MLD: none"),
+            "condition_dropout": (0.1, "as PolyMNIST-Quadrant-Labels"),
+            "compile": (False, "assumed"),
+            "probe_rows": (1_024, "assumed: no such table in the paper"),
+        },
+        "paper": {
+            "variant": ("paper", "the authors' splits"),
+            "train_rows": (1_121_360, "MLD, MoPoE: 20 pairings of 56,068; MMVAE: 30"),
+            "evaluation_rows": (10_000, "MMVAE"),
+            "unconditional_rows": (10_000, "MMVAE"),
+            "learning_rate": (1.5e-4, "as PolyMNIST-Quadrant-Labels"),
+            "updates": (657_150, "MLD's autoencoders: 150 epochs, of 4,381 updates each at 256 rows"),
+            "batch_rows": (256, "MoPoE"),
+            "warmup_updates": (4_381, "assumed: an epoch"),
+            "ema_updates": (1_000, "MLD: decay 0.999"),
+            "encoder_width": (64, "as PolyMNIST-Quadrant-Labels"),
+            "encoder_depth": (2, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_width": (64, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_depth": (3, "as PolyMNIST-Quadrant-Labels"),
+            "patch": (1, "as PolyMNIST-Quadrant-Labels"),
+            "prior_width": (1_024, "as PolyMNIST-Quadrant-Labels"),
+            "prior_depth": (3, "as PolyMNIST-Quadrant-Labels"),
+            "prior_steps": (50, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_steps": (25, "as PolyMNIST-Quadrant-Labels"),
+            "precision": ("bfloat16", "assumed"),
+        },
+        "gpu": {
+            "variant": ("clean", "budget: a picture in one split alone"),
+            "train_rows": (1_121_360, "MLD, MoPoE: 20 pairings of 56,068"),
+            "evaluation_rows": (10_000, "as at preset paper"),
+            "unconditional_rows": (10_000, "as at preset paper"),
+            "learning_rate": (3e-4, "budget"),
+            "updates": (20_000, "budget"),
+            "batch_rows": (256, "budget"),
+            "warmup_updates": (400, "budget"),
+            "ema_updates": (1_000, "budget"),
+            "encoder_width": (64, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (64, "budget"),
+            "decoder_depth": (2, "budget"),
+            "patch": (1, "budget"),
+            "prior_width": (512, "budget"),
+            "prior_depth": (3, "budget"),
+            "prior_steps": (50, "as at preset paper"),
+            "decoder_steps": (25, "as at preset paper"),
+            "precision": ("bfloat16", "budget"),
+        },
+        "cpu": {
+            "variant": ("clean", "budget: a picture in one split alone"),
+            "train_rows": (1_121_360, "MLD, MoPoE: 20 pairings of 56,068"),
+            "evaluation_rows": (1_000, "budget"),
+            "unconditional_rows": (1_000, "budget"),
+            "learning_rate": (3e-3, "budget"),
+            "updates": (2_800, "budget: about 8 minutes of one core"),
+            "batch_rows": (64, "budget"),
+            "warmup_updates": (200, "budget"),
+            "ema_updates": (500, "budget"),
+            "encoder_width": (16, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (32, "budget"),
+            "decoder_depth": (1, "budget"),
+            "patch": (2, "budget"),
+            "prior_width": (256, "budget"),
+            "prior_depth": (3, "budget"),
+            "prior_steps": (50, "as at preset paper"),
+            "decoder_steps": (25, "as at preset paper"),
+            "precision": ("bfloat16", "budget"),
+        },
+        "smoke": {
+            "variant": ("clean-sklearn-folder", "budget: takes made-up files in SVHN's format"),
+            "train_rows": (400, "budget"),
+            "evaluation_rows": (40, "budget"),
+            "unconditional_rows": (40, "budget"),
+            "learning_rate": (1e-3, "budget"),
+            "updates": (20, "budget"),
+            "batch_rows": (32, "budget"),
+            "warmup_updates": (5, "budget"),
+            "ema_updates": (10, "budget"),
+            "encoder_width": (16, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (16, "budget"),
+            "decoder_depth": (1, "budget"),
+            "patch": (4, "budget"),
+            "prior_width": (32, "budget"),
+            "prior_depth": (1, "budget"),
+            "prior_steps": (4, "budget"),
+            "decoder_steps": (4, "budget"),
+            "precision": ("float32", "budget"),
+            "threads": (1, "budget: the products are too small to share between cores"),
+        },
+    },
+)
+
+SIDE = 28  # of a handwritten digit
+WHITE = {"mnist": 255, "sklearn": 16}  # the highest level of its pictures
+
+
+@dataclass(frozen=True)
+class Variant:
+    """paper: splits as the authors have them; digits: whose; folder: the user's files in SVHN's format."""
+
+    paper: bool
+    digits: str
+    folder: bool
+
+
+VARIANTS = {
+    split + ("" if source == "mnist" else f"-{source}") + ("-folder" if folder else ""): Variant(
+        split == "paper", source, folder
+    )
+    for split in ("clean", "paper")
+    for source in ("mnist", "sklearn")
+    for folder in (False, True)
+}
+
+
+class MnistSvhn:
+    """Pictures (1, 28, 28) and (3, 32, 32) in [0, 1] of one digit, which rows hold besides as `digit`, (rows,) int64.
+
+    A pair is three integers: digit, and numbers of the pictures. Of a class with a and b pictures in a split, a pass
+    puts min(a, b) of each, both in an order by lot, side by side; passes follow each other, so that a picture has many
+    partners. Every 10 rows from a multiple of 10 on hold each digit once, each with its class's next pair. The first
+    half of the test split are the rows that cells give and compare with; the second half are fresh rows for
+    distribution distances.
+
+    identity: all that rows depend on besides split and index. Raises UserError for an unknown variant, and for pictures
+    that are missing or damaged.
+    """
+
+    labels = {"digit": 10}  # noqa: RUF012
+
+    def __init__(self, config: Config, device: str = "cpu") -> None:
+        if config.variant not in VARIANTS:
+            raise UserError(f"unknown variant {config.variant!r}{nearest(config.variant, VARIANTS)}")
+        variant = VARIANTS[config.variant]
+        self.modalities = (
+            Modality("mnist", (1, SIDE, SIDE), kind="image", center=0.15, scale=0.31),
+            Modality("svhn", (3, svhn.SIDE, svhn.SIDE), kind="image", center=0.45, scale=0.2),
+        )
+        self.device, self.verifier = device, config.verifier
+        self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
+        most = max(self._evaluation_rows.values())
+        self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
+        self._counts["verifier"] = config.train_rows
+        written, numbers = digits.load(variant.digits), svhn.load(official=not variant.folder)
+        self._sources: tuple[digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
+        self._paper = variant.paper
+        self.identity = f"mnist_svhn {config.variant}:{numbers.digest}"
+        self._pictures = (
+            digits.resized(written.images, SIDE)[:, None].to(device),
+            torch.from_numpy(numbers.images).to(device),
+        )
+        self._whites = WHITE[variant.digits], 255
+        self._pairs: dict[str, Tensor] = {}
+
+    def count(self, split: str) -> int:
+        return self._counts[split]
+
+    def rows_of(self, cell: Cell) -> int:
+        """Rows that a method generates for a cell."""
+        return self._evaluation_rows[bool(cell.given)]
+
+    def rows(self, split: str, indices: Tensor) -> Batch:
+        """{modality: (rows, *shape)} and the digit at `indices`; splits train, validation, test and verifier."""
+        digit, *numbers = self.pairs(split).index_select(1, indices)
+        return self._compose(numbers, CARD.modalities) | {"digit": digit}
+
+    def pairs(self, split: str) -> Tensor:
+        """(3, rows of the split) int64: digit, and numbers of a handwritten digit and of a house number."""
+        if split not in self._pairs:
+            rows = self._counts[split]
+            digit = digits.balanced("mnist_svhn", split, classes=10, rows=rows)
+            pools = [self._pool(source, split) for source in self._sources]
+            pairs = torch.empty(3, rows, dtype=torch.int64)
+            pairs[0] = digit
+            for each in range(10):
+                where = (digit == each).nonzero()[:, 0]
+                members = [numbers[first[each] : first[each] + size[each]] for numbers, first, size in pools]
+                once = min(map(len, members))
+                passes = -(-len(where) // once)
+                for side, own in enumerate(members):
+                    orders = Draws("mnist_svhn", split, each, side, rows=passes, block=1).uniform("order", len(own))
+                    pairs[1 + side, where] = own[orders.argsort(stable=True, dim=1)[:, :once].flatten()[: len(where)]]
+            self._pairs[split] = pairs.to(self.device)
+        return self._pairs[split]
+
+    def conditional(self, given: Batch, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of the exact law of `want` given pictures of the digits in `given`: what a picture shows besides
+        its digit says nothing about the other. From nothing, the digit is uniform.
+
+        Raises Inapplicable where pictures are given without their digit.
+        """
+        if given and "digit" not in given:
+            raise Inapplicable(f"which digit {' and '.join(given)} show is not told")
+        digit = given["digit"] if given else draws.integers("digit", 10)
+        numbers = []
+        for name, source in zip(CARD.modalities, self._sources, strict=True):
+            members, first, size = (each.to(draws.device) for each in self._pool(source, "test"))
+            # The remainder of a number below 2^40 is uniform to one part in 10^8.
+            numbers.append(members[draws.integers(name, 1 << 40) % size[digit] + first[digit]])
+        return self._compose(numbers, want)
+
+    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of each modality alone, with a digit of its own."""
+        rows: Batch = {}
+        for name in want:
+            rows |= self.conditional({}, (name,), draws)
+        return rows
+
+    def _pool(self, source: digits.Digits | svhn.HouseNumbers, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See digits.by_class: of the pictures that a split may show."""
+        part = source.parts[split]
+        if self._paper and split != "test":
+            part = range(source.parts["test"].start)
+        return digits.by_class(source.labels, part)
+
+    def _compose(self, numbers: Sequence[Tensor], want: Sequence[str]) -> Batch:
+        rows: Batch = {}
+        for name in want:
+            side = CARD.modalities.index(name)
+            rows[name] = self._pictures[side].index_select(0, numbers[side]).float().div_(self._whites[side])
+        return rows
+
+
+DATASET = MnistSvhn

@@ -1,0 +1,277 @@
+"""PolyMNIST (Sutter et al., 2021): five pictures of one digit, each of other handwriting on another photograph.
+
+    bench run --method mopoe --dataset polymnist --preset cpu
+
+A picture is a random crop of its view's photograph; inside the strokes of a handwritten digit its colours are inverted.
+No modality says the digit: rows hold it for the metrics alone. Rows are composed on the device when they are asked
+for, and are a pure function of (variant, split, index). docs/mld.md has the variants and what differs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmark.api import Batch, Cell, DatasetCard, Inapplicable, Modality, UserError
+from benchmark.config import Config, nearest
+from benchmark.runtime import Draws
+from data_prep import backgrounds, digits
+
+CARD = DatasetCard(
+    version=1,
+    label="PolyMNIST",
+    paper="Generalized Multimodal ELBO (2021); Multi-modal Latent Diffusion (2023)",
+    modalities=("m0", "m1", "m2", "m3", "m4"),
+    kinds=("image", "image", "image", "image", "image"),
+    labels=("digit",),
+    notes=(
+        "the authors' photographs are not free; ours are five of scikit-image's, or with -folder your own, which may "
+        "be the authors'",
+        "a variant is SPLIT-28[-sklearn][-folder]",
+        "clean: no handwriting is in two of the splits train, validation, verifier and test; paper: train, validation "
+        "and verifier draw from all 60,000 digits of MNIST's training set, as the authors' do",
+        "digits are balanced, and each view draws its handwriting anew, where the authors permute each class once",
+        "-sklearn: the 1,797 digits that scikit-learn ships, in place of MNIST",
+        "-folder: the first five pictures of $MUNI_BENCH_DATA/backgrounds; its rows exist on your machine alone",
+    ),
+    recipe={
+        "shared": {
+            "weight_decay": (0.0, "as PolyMNIST-Quadrant-Labels"),
+            "clip_norm": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "beta2": (0.95, "as PolyMNIST-Quadrant-Labels"),
+            "latent_size": (32, "as PolyMNIST-Quadrant-Labels: flow decoders draw what MoPoE's 512 hold besides"),
+            "private_size": (32, "MMVAE+, on PolyMNIST"),
+            "encoder_grad_scale": (1e-3, "as PolyMNIST-Quadrant-Labels"),
+            "prior_weight": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "image_time_location": (1.0, "as PolyMNIST-Quadrant-Labels"),
+            "guidance": (1.0, "MLD: none"),
+            "condition_dropout": (0.1, "as PolyMNIST-Quadrant-Labels"),
+            "compile": (False, "assumed"),
+            "probe_rows": (1_024, "assumed: no such table in the paper"),
+        },
+        "paper": {
+            "variant": ("paper-28", "the authors' splits"),
+            "train_rows": (60_000, "MoPoE, MLD"),
+            "evaluation_rows": (10_000, "MoPoE: the whole test set"),
+            "unconditional_rows": (10_000, "as many"),
+            "learning_rate": (1.5e-4, "as PolyMNIST-Quadrant-Labels"),
+            "updates": (70_500, "MoPoE, MLD's autoencoders: 300 epochs, of 235 updates each"),
+            "batch_rows": (256, "MoPoE, MLD"),
+            "warmup_updates": (1_175, "assumed: 5 epochs"),
+            "ema_updates": (1_000, "MLD: decay 0.999"),
+            "encoder_width": (64, "as PolyMNIST-Quadrant-Labels"),
+            "encoder_depth": (2, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_width": (64, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_depth": (3, "as PolyMNIST-Quadrant-Labels"),
+            "patch": (1, "as PolyMNIST-Quadrant-Labels"),
+            "prior_width": (1_024, "as PolyMNIST-Quadrant-Labels"),
+            "prior_depth": (3, "as PolyMNIST-Quadrant-Labels"),
+            "prior_steps": (50, "as PolyMNIST-Quadrant-Labels"),
+            "decoder_steps": (25, "as PolyMNIST-Quadrant-Labels"),
+            "precision": ("bfloat16", "assumed"),
+        },
+        "gpu": {
+            "variant": ("clean-28", "budget: handwriting in one split alone"),
+            "train_rows": (60_000, "MoPoE, MLD"),
+            "evaluation_rows": (2_000, "budget"),
+            "unconditional_rows": (10_000, "as at preset paper"),
+            "learning_rate": (3e-4, "budget"),
+            "updates": (20_000, "budget"),
+            "batch_rows": (256, "budget"),
+            "warmup_updates": (400, "budget"),
+            "ema_updates": (1_000, "budget"),
+            "encoder_width": (64, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (64, "budget"),
+            "decoder_depth": (2, "budget"),
+            "patch": (1, "budget"),
+            "prior_width": (512, "budget"),
+            "prior_depth": (3, "budget"),
+            "prior_steps": (50, "as at preset paper"),
+            "decoder_steps": (25, "as at preset paper"),
+            "precision": ("bfloat16", "budget"),
+        },
+        "cpu": {
+            "variant": ("clean-28", "budget: handwriting in one split alone"),
+            "train_rows": (60_000, "MoPoE, MLD"),
+            "evaluation_rows": (320, "budget: as few as a Fréchet distance needs"),
+            "unconditional_rows": (1_000, "budget"),
+            "learning_rate": (3e-3, "budget"),
+            "updates": (5_000, "budget: about 8 minutes of one core"),
+            "batch_rows": (64, "budget"),
+            "warmup_updates": (200, "budget"),
+            "ema_updates": (500, "budget"),
+            "encoder_width": (16, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (32, "budget"),
+            "decoder_depth": (1, "budget"),
+            "patch": (2, "budget"),
+            "prior_width": (256, "budget"),
+            "prior_depth": (3, "budget"),
+            "prior_steps": (50, "as at preset paper"),
+            "decoder_steps": (25, "as at preset paper"),
+            "precision": ("bfloat16", "budget"),
+        },
+        "smoke": {
+            "variant": ("clean-28-sklearn", "budget: needs no download"),
+            "train_rows": (400, "budget"),
+            "evaluation_rows": (40, "budget"),
+            "unconditional_rows": (40, "budget"),
+            "learning_rate": (1e-3, "budget"),
+            "updates": (20, "budget"),
+            "batch_rows": (32, "budget"),
+            "warmup_updates": (5, "budget"),
+            "ema_updates": (10, "budget"),
+            "encoder_width": (16, "budget"),
+            "encoder_depth": (1, "budget"),
+            "decoder_width": (16, "budget"),
+            "decoder_depth": (1, "budget"),
+            "patch": (4, "budget"),
+            "prior_width": (32, "budget"),
+            "prior_depth": (1, "budget"),
+            "prior_steps": (4, "budget"),
+            "decoder_steps": (4, "budget"),
+            "precision": ("float32", "budget"),
+            "threads": (1, "budget: the products are too small to share between cores"),
+        },
+    },
+)
+
+VIEWS = CARD.modalities
+CANVAS = 28
+# A resized pixel above it is ink: MoPoE's code says 128; and half of 16 levels, which after resizing are multiples of
+# 1/196, so that none is so near to it that rounding decides.
+INK = {"mnist": 128, "sklearn": 8.0025}
+CENTER, SCALE = 0.5, 0.28
+
+
+@dataclass(frozen=True)
+class Variant:
+    """paper: splits as the authors have them; digits: whose; folder: the user's pictures."""
+
+    paper: bool
+    digits: str
+    folder: bool
+
+
+VARIANTS = {
+    f"{split}-{CANVAS}" + ("" if source == "mnist" else f"-{source}") + ("-folder" if folder else ""): Variant(
+        split == "paper", source, folder
+    )
+    for split in ("clean", "paper")
+    for source in ("mnist", "sklearn")
+    for folder in (False, True)
+}
+
+
+class Polymnist:
+    """Pictures (3, 28, 28) in [0, 1] of one digit, which rows hold besides as `digit`, (rows,) int64.
+
+    A scene is eleven integers: digit, and for each view which handwriting it shows and where its photograph is cut.
+    Every 10 rows from a multiple of 10 on hold each digit once. The first half of the test split are the rows that
+    cells give and compare with; the second half are fresh rows for distribution distances.
+
+    identity: all that rows depend on besides split and index. Raises UserError for an unknown variant, and for digits
+    or photographs that are missing or damaged.
+    """
+
+    labels = {"digit": 10}  # noqa: RUF012
+
+    def __init__(self, config: Config, device: str = "cpu") -> None:
+        if config.variant not in VARIANTS:
+            raise UserError(f"unknown variant {config.variant!r}{nearest(config.variant, VARIANTS)}")
+        variant = VARIANTS[config.variant]
+        shape = (3, CANVAS, CANVAS)
+        self.modalities = tuple(Modality(name, shape, kind="image", center=CENTER, scale=SCALE) for name in VIEWS)
+        self.device, self.verifier = device, config.verifier
+        self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
+        most = max(self._evaluation_rows.values())
+        self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
+        self._counts["verifier"] = config.train_rows
+
+        count = len(VIEWS)
+        pictures = backgrounds.own(count, CANVAS) if variant.folder else backgrounds.photographs(count)
+        self.identity = f"polymnist {config.variant}:{backgrounds.digest(pictures)}"
+        self._places = torch.tensor([picture.shape[:2] for picture in pictures]).T - CANVAS + 1  # of top left corners
+        self._widths = torch.tensor([picture.shape[1] for picture in pictures])
+        photographs = [torch.from_numpy(picture.copy()).permute(2, 0, 1).to(device) for picture in pictures]
+        self._crops = [backgrounds.crops(photograph, CANVAS) for photograph in photographs]
+
+        self._digits, self._paper = digits.load(variant.digits), variant.paper
+        self._strokes = strokes(self._digits, INK[variant.digits]).to(device)
+        self._scenes: dict[str, Tensor] = {}
+
+    def count(self, split: str) -> int:
+        return self._counts[split]
+
+    def rows_of(self, cell: Cell) -> int:
+        """Rows that a method generates for a cell."""
+        return self._evaluation_rows[bool(cell.given)]
+
+    def rows(self, split: str, indices: Tensor) -> Batch:
+        """{modality: (rows, 3, 28, 28)} and the digit at `indices`; splits train, validation, test and verifier."""
+        scenes = self.scenes(split).index_select(1, indices)
+        return self._compose(scenes, VIEWS) | {"digit": scenes[0]}
+
+    def scenes(self, split: str) -> Tensor:
+        """(11, rows of the split) int64: digit, number of the handwriting in each view among the digits' pictures, and
+        number of the crop of each view's photograph."""
+        if split not in self._scenes:
+            rows = self._counts[split]
+            digit = digits.balanced("polymnist", split, classes=10, rows=rows)
+            draws = Draws("polymnist", split, rows=rows, block=4096)
+            self._scenes[split] = self._scene(draws, split, digit).to(self.device)
+        return self._scenes[split]
+
+    def conditional(self, given: Batch, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of the exact law of `want` given pictures of the digits in `given`: what a picture shows besides
+        its digit says nothing about the others. From nothing, the digit is uniform.
+
+        Raises Inapplicable where pictures are given without their digit.
+        """
+        if given and "digit" not in given:
+            raise Inapplicable(f"which digit {' and '.join(given)} show is not told")
+        digit = given["digit"] if given else draws.integers("digit", 10)
+        return self._compose(self._scene(draws, "test", digit), want)
+
+    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of each modality alone, with a digit of its own."""
+        rows: Batch = {}
+        for name in want:
+            rows |= self.conditional({}, (name,), draws)
+        return rows
+
+    def _scene(self, draws: Draws, split: str, digit: Tensor) -> Tensor:
+        """Scenes of the given digits, (11, rows), with handwriting of a split and crops from `draws`."""
+        part = self._digits.parts[split]
+        if self._paper and split != "test":
+            part = range(self._digits.parts["test"].start)
+        members, first, size = (each.to(draws.device) for each in digits.by_class(self._digits.labels, part))
+        # The remainder of a number below 2^40 is uniform to one part in 10^8.
+        handwriting = draws.integers("handwriting", 1 << 40, len(VIEWS)) % size[digit][:, None] + first[digit][:, None]
+        place = draws.integers("crop", 1 << 40, 2, len(VIEWS)) % self._places.to(draws.device)
+        crop = place[:, 0] * self._widths.to(draws.device) + place[:, 1]
+        return torch.cat([digit[None], members[handwriting].T, crop.T])
+
+    def _compose(self, scenes: Tensor, want: Sequence[str]) -> Batch:
+        rows: Batch = {}
+        handwriting, crop = scenes[1:].chunk(2)
+        for name in want:
+            view = VIEWS.index(name)
+            background = self._crops[view].index_select(0, crop[view]).float().div_(255)
+            ink = self._strokes.index_select(0, handwriting[view])[:, None]
+            rows[name] = torch.where(ink, 1 - background, background)
+        return rows
+
+
+@functools.cache
+def strokes(source: digits.Digits, above: float) -> Tensor:
+    """(pictures, 28, 28) bool: where ink is."""
+    return digits.resized(source.images, CANVAS) > above
+
+
+DATASET = Polymnist
