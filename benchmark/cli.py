@@ -393,16 +393,20 @@ def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], refe
 
     frame = _reference(preset) if reference else _standard(runs, preset, overrides, own)
     left_out = 0 if reference else int((_local(runs)["preset"] == preset).sum()) - len(frame)
-    datasets = set(frame["dataset"].str.partition(":")[0])
-    shown = []
-    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
-        loaded = _table(path.stem, preset)
-        if loaded.dataset in datasets:
-            rows = frame[frame["dataset"].str.partition(":")[0] == loaded.dataset]
-            further = tuple(sorted(set(rows["method"]) - set(loaded.rows)))
-            part = _shown(replace(loaded, methods=loaded.methods + further), frame, preset, own)
-            if part.summary is None or (part.summary["status"] != "missing: not run").any():
-                shown.append(part)
+    dataset_of = frame["dataset"].str.partition(":")[0]
+    datasets, shown = set(dataset_of), []
+    every = [_table(path.stem, preset) for path in sorted((tables.RESULTS / "tables").glob("*.toml"))]
+    listed = {name for table in every for name in table.rows}
+    for loaded in sorted(every, key=lambda table: not table.of_paper):
+        measured = set(frame["method"][dataset_of == loaded.dataset])
+        if not measured or (
+            not loaded.of_paper and 2 * len(measured.intersection(loaded.methods)) < len(loaded.methods)
+        ):
+            continue  # a few methods of another table's are not this one
+        further = tuple(sorted(measured - listed))
+        part = _shown(replace(loaded, methods=loaded.methods + further), frame, preset, own)
+        if part.summary is None or (part.summary["status"] != "missing: not run").any():
+            shown.append(part)
     try:
         verdicts = _verdicts(frame, preset, lambda claim: claim.dataset in datasets)
     except UserError as refusal:

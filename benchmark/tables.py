@@ -130,6 +130,11 @@ class Table:
     plots: tuple[tuple[str, str], ...] = ()
 
     @property
+    def of_paper(self) -> bool:
+        """Whether the paper prints numbers of it."""
+        return any(column.paper for column in self.columns)
+
+    @property
     def competing(self) -> tuple[str, ...]:
         """Methods, then references."""
         return self.methods + self.references
