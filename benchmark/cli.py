@@ -532,6 +532,17 @@ def page_blocks() -> dict[str, dict[str, str]]:
             },
             "search spoken_tuning": _search("spoken_tuning", "cpu"),
         },
+        "docs/ablation.md": {
+            "ablation cpu": _render(_table("ablation", "cpu"), _reference("cpu"), "cpu", "md"),
+            "claims ablation cpu": _claims(_reference("cpu"), "cpu", "md", ["ablation"]),
+        },
+        "docs/mld.md": {
+            **{
+                f"{name} cpu": _render(_table(name, "cpu"), _reference("cpu"), "cpu", "md")
+                for name in ("mld", "mld_mixture")
+            },
+            "claims mld mld_svhn cpu": _claims(_reference("cpu"), "cpu", "md", ["mld", "mld_svhn"]),
+        },
         "docs/image_text_audio.md": {"weights": _weights()},
         "docs/external/README.md": {"models": _external_models()},
     }
