@@ -253,10 +253,10 @@ def _execute_one(
     method, progress = _train(run, data, device, report, stopped, deadline)
     what = f"{registry.stem(run.job.method)} seed {run.job.seed}: scoring"
     by_cell: dict[Cell, list[str]] = {}
-    for cell, metric in supported:
+    probed = {(cell, metric) for cell, metric in supported if _of_criteria(metric)}
+    for cell, metric in (pair for pair in supported if pair not in probed):
         by_cell.setdefault(cell, []).append(metric)
-    probed = [cell for cell, metrics in by_cell.items() if _of_criteria(cell, metrics)]
-    sampled = [cell for cell in by_cell if cell not in probed]
+    sampled = list(by_cell)
     total = len(sampled) + bool(probed)
     for position, cell in enumerate(sampled):
         late = deadline is not None and time.monotonic() > deadline
@@ -270,9 +270,8 @@ def _execute_one(
         failed |= dict.fromkeys(reason for reason in reasons if ": error: " in reason)
     if probed:
         report(what, len(sampled), total, "probes of the latents")
-        wanted = {(cell, metric) for cell in probed for metric in by_cell[cell]}
         found = evaluate_criteria(method, data, run.config, device, run.job.seed, registry.stem(run.job.dataset))
-        _append(run, device, [_criterion(*each) for each in found if each[:2] in wanted], method, progress)
+        _append(run, device, [_criterion(*each) for each in found if each[:2] in probed], method, progress)
     report(what, total, total, "done")
     return list(failed)
 
@@ -329,7 +328,7 @@ def _split(run: Run, todo: Sequence[tuple[Cell, str]]) -> tuple[list[tuple[Cell,
     """What the method can do, and n/a results for the tasks that it does not support."""
     label, supported, refused = run.method_card.label, [], []
     for cell, metric in todo:
-        if cell.task in run.method_card.tasks or _of_criteria(cell, [metric]):
+        if cell.task in run.method_card.tasks or _of_criteria(metric):
             supported.append((cell, metric))
         else:
             refused.append(Result(cell, metric, None, f"n/a: {label} does not support {cell.task}", None))
@@ -351,8 +350,9 @@ def things_of(run: Run, cell: Cell, folder: str = "generated", read_only: bool =
     return Samples(run.directory / folder / run.run_id / cell.stem, about, read_only)
 
 
-def _of_criteria(cell: Cell, metrics: Sequence[str]) -> bool:
-    return any("criteria" in registry.card("metric", metric).tasks for metric in metrics)
+def _of_criteria(metric: str) -> bool:
+    """Whether a number comes from the latents of all subsets together, and not from the samples of its cell."""
+    return "criteria" in registry.card("metric", metric).tasks
 
 
 def _criterion(cell: Cell, metric: str, found: Score | str) -> Result:
