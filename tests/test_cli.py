@@ -514,6 +514,14 @@ def test_a_users_file_runs_and_stands_in_the_table_by_its_path_alone(runs: Path,
     assert table.code == 0 and "pure noise" in table.out
 
 
+def test_a_cell_that_is_asked_for_samples_and_for_probes_gets_both(runs: Path) -> None:
+    assert bench("run", "-m", "muni", "-t", "uncond", "-t", "criteria", *SMALL, "--runs", runs).code == 0
+    found = records.load(runs / "results.csv")
+    of_nothing = found[found["given"].eq("") & found["status"].eq("ok")]
+    assert set(of_nothing["metric"]) == {"swd", "swd_w1", "shared_mse", "private_swd", "residual_dependence"}
+    assert (found["metric"] == "probe_mlp").sum() == 7 * 7
+
+
 def test_a_failing_method_leaves_error_rows_and_costs_the_others_nothing(runs: Path, plugin) -> None:
     path = plugin("broken.py", BROKEN)
     answer = bench("run", "-m", path, "-m", "chance", "-t", "uncond", *SMALL, "--runs", runs)
