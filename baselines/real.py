@@ -31,14 +31,14 @@ class Real:
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         self._world: Any = None
-        self.told: tuple[str, ...] = ()
+        self.told_labels: tuple[str, ...] = ()
 
     def bind(self, data: Any) -> None:
         """Raises Inapplicable for a dataset that cannot sample its own conditional laws."""
         if not hasattr(data, "conditional") and not hasattr(data, "real"):
             raise Inapplicable("the dataset's world is not known, so nothing samples it perfectly")
         self._world = data
-        self.told = tuple(getattr(data, "labels", ()))  # what a given picture shows fixes the law of the others
+        self.told_labels = tuple(getattr(data, "labels", ()))  # what a given picture shows fixes the law of the others
 
     def sample(self, given: Batch, want: Sequence[str], rows: int, draws: Draws) -> Batch:
         return self._world.conditional(given, want, draws)

@@ -208,7 +208,7 @@ class Method(Protocol):
     One that is not trained here may offer `protocol()`: JSON values of what its numbers depend on, whose hash stands at
     the end of its rows' protocol (a true `stand_in` among them marks the rows); and `origin()`: those that are known
     before it is asked. What it made with another origin is thrown away.
-    A sanity row may name in `told` the labels of the given rows that it is told beside the modalities (see `Dataset`).
+    A sanity row may name in `told_labels` the labels of the given rows that it is told, too (see `Dataset`).
     """
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...

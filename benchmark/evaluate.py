@@ -129,7 +129,7 @@ def split_of(data: Any, cell: Cell) -> str:
 
 def given_of(method: Any, cell: Cell, real: Batch) -> Batch:
     """What a method is given of held-out rows: the cell's modalities, and the labels that a sanity row is told."""
-    return {name: real[name] for name in (*cell.given, *getattr(method, "told", ()))} if cell.given else {}
+    return {name: real[name] for name in (*cell.given, *getattr(method, "told_labels", ()))} if cell.given else {}
 
 
 def _sample(

@@ -79,7 +79,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespac
         about = SimpleNamespace(label="The world")
         return SimpleNamespace(job=job, method_card=card, dataset_card=about, config=None, trained=trained)
 
-    def kept(run: SimpleNamespace, data: World, cell: Cell) -> Samples:
+    def kept(run: SimpleNamespace, data: World, cell: Cell, method: object) -> Samples:
         return Samples(tmp_path / "kept" / run.job.method, {"run": run.job.method})
 
     def keep(
