@@ -541,6 +541,7 @@ def page_blocks() -> dict[str, dict[str, str]]:
                 f"{name} cpu": _render(_table(name, "cpu"), _reference("cpu"), "cpu", "md")
                 for name in ("mld", "mld_mixture")
             },
+            "search mld_diffusion": _search("mld_diffusion", "cpu"),
             "claims mld mld_svhn cpu": _claims(_reference("cpu"), "cpu", "md", ["mld", "mld_svhn"]),
         },
         "docs/image_text_audio.md": {"weights": _weights()},
