@@ -36,11 +36,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(*arguments: object, err: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
-    """The command in a session of its own, as from a terminal."""
+    """The command in a session of its own, as from a terminal: it hears Ctrl-C, though these tests may not."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmark.cli", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=err,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

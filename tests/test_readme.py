@@ -12,6 +12,8 @@ PAGES = (
     "docs/findings.md",
     "docs/polymnist_findings.md",
     "docs/spoken_findings.md",
+    "docs/ablation.md",
+    "docs/mld.md",
     "docs/image_text_audio.md",
     "docs/external/README.md",
 )
