@@ -507,43 +507,30 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
 
 def page_blocks() -> dict[str, dict[str, str]]:
     """Page -> what stands between each pair of its markers."""
+    rows = _reference("cpu")
+
+    def table(*names: str) -> dict[str, str]:
+        return {f"{name} cpu": _render(_table(name, "cpu"), rows, "cpu", "md") for name in names}
+
+    def claims(*names: str) -> dict[str, str]:
+        return {f"claims {' '.join(names)} cpu": _claims(rows, "cpu", "md", names)}
+
+    def search(*names: str) -> dict[str, str]:
+        return {f"search {name}": _search(name, "cpu") for name in names}
+
     return {
         "README.md": {
-            "table5 cpu": _render(_table("table5", "cpu"), _reference("cpu"), "cpu", "md"),
-            "criteria cpu": _render(_table("criteria", "cpu"), _reference("cpu"), "cpu", "md"),
-            "claims table5 cpu": _claims(_reference("cpu"), "cpu", "md", ["table5"]),
-            "table6 cpu": _render(_table("table6", "cpu"), _reference("cpu"), "cpu", "md"),
-            "claims table2 table6 cpu": _claims(_reference("cpu"), "cpu", "md", ["table2", "table6"]),
-            "table3 cpu": _render(_table("table3", "cpu"), _reference("cpu"), "cpu", "md"),
-            "claims table3 table4 table8 table9 cpu": _claims(
-                _reference("cpu"), "cpu", "md", ["table3", "table4", "table8", "table9"]
-            ),
-            "search tuning": _search("tuning", "cpu"),
+            **table("table5", "criteria", "table6", "table3"),
+            **claims("table5"),
+            **claims("table2", "table6"),
+            **claims("table3", "table4", "table8", "table9"),
+            **search("tuning"),
         },
-        "docs/findings.md": {f"search {name}": _search(name, "cpu") for name in ("budget", "long")},
-        "docs/polymnist_findings.md": {
-            f"search pictures_{name}": _search(f"pictures_{name}", "cpu")
-            for name in ("budget", "tuning", "sensitivity")
-        },
-        "docs/spoken_findings.md": {
-            **{
-                f"{name} cpu": _render(_table(name, "cpu"), _reference("cpu"), "cpu", "md")
-                for name in ("table4", "table8", "table9")
-            },
-            "search spoken_tuning": _search("spoken_tuning", "cpu"),
-        },
-        "docs/ablation.md": {
-            "ablation cpu": _render(_table("ablation", "cpu"), _reference("cpu"), "cpu", "md"),
-            "claims ablation cpu": _claims(_reference("cpu"), "cpu", "md", ["ablation"]),
-        },
-        "docs/mld.md": {
-            **{
-                f"{name} cpu": _render(_table(name, "cpu"), _reference("cpu"), "cpu", "md")
-                for name in ("mld", "mld_mixture")
-            },
-            "search mld_diffusion": _search("mld_diffusion", "cpu"),
-            "claims mld mld_svhn cpu": _claims(_reference("cpu"), "cpu", "md", ["mld", "mld_svhn"]),
-        },
+        "docs/findings.md": search("budget", "long"),
+        "docs/polymnist_findings.md": search("pictures_budget", "pictures_tuning", "pictures_sensitivity"),
+        "docs/spoken_findings.md": table("table4", "table8", "table9") | search("spoken_tuning"),
+        "docs/ablation.md": table("ablation") | claims("ablation"),
+        "docs/mld.md": table("mld", "mld_mixture") | search("mld_diffusion") | claims("mld", "mld_svhn"),
         "docs/image_text_audio.md": {"weights": _weights()},
         "docs/external/README.md": {"models": _external_models()},
     }
