@@ -64,6 +64,19 @@ def by_class(labels: np.ndarray, part: range) -> tuple[Tensor, Tensor, Tensor]:
     return own.argsort(stable=True) + part.start, size.cumsum(0) - size, size
 
 
+def part_of(source: Any, split: str, paper: bool) -> range:
+    """The pictures of `source.parts` that a split may show; `paper`: all but the test set, as published splits do."""
+    return range(source.parts["test"].start) if paper and split != "test" else source.parts[split]
+
+
+def picked(draws: Draws, name: str, classes: tuple[Tensor, Tensor, Tensor], digit: Tensor, *shape: int) -> Tensor:
+    """Numbers of pictures of each row's digit, uniformly, (rows, *shape); classes: as `by_class` gives them."""
+    members, first, size = (each.to(draws.device) for each in classes)
+    digit = digit.reshape(-1, *(1 for _ in shape))
+    # The remainder of a number below 2^40 is uniform to one part in 10^8.
+    return members[draws.integers(name, 1 << 40, *shape) % size[digit] + first[digit]]
+
+
 def resized(images: np.ndarray, side: int) -> Tensor:
     """Pictures (n, side, side), float32, on their own scale: bilinear, pixel centres at half-integers."""
     parts = torch.from_numpy(images).split(4096)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmark.api import Batch, Cell, DatasetCard, Inapplicable, Modality, UserError
+from benchmark.api import Batch, DatasetCard, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
 from data_prep import digits, svhn
+from data_prep.digit_pictures import DigitPictures, told_digit
 
 CARD = DatasetCard(
     version=1,
@@ -160,7 +161,7 @@ VARIANTS = {
 }
 
 
-class MnistSvhn:
+class MnistSvhn(DigitPictures):
     """Pictures (1, 28, 28) and (3, 32, 32) in [0, 1] of one digit, which rows hold besides as `digit`, (rows,) int64.
 
     A pair is three integers: digit, and numbers of the pictures. Of a class with a and b pictures in a split, a pass
@@ -183,11 +184,7 @@ class MnistSvhn:
             Modality("mnist", (1, SIDE, SIDE), kind="image", center=0.15, scale=0.31),
             Modality("svhn", (3, svhn.SIDE, svhn.SIDE), kind="image", center=0.45, scale=0.2),
         )
-        self.device, self.verifier = device, config.verifier
-        self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
-        most = max(self._evaluation_rows.values())
-        self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
-        self._counts["verifier"] = config.train_rows
+        super().__init__(config, device)
         written, numbers = digits.load(variant.digits), svhn.load(official=not variant.folder)
         self._sources: tuple[digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
         self._paper = variant.paper
@@ -199,13 +196,6 @@ class MnistSvhn:
         self._whites = WHITE[variant.digits], 255
         self._pairs: dict[str, Tensor] = {}
 
-    def count(self, split: str) -> int:
-        return self._counts[split]
-
-    def rows_of(self, cell: Cell) -> int:
-        """Rows that a method generates for a cell."""
-        return self._evaluation_rows[bool(cell.given)]
-
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, *shape)} and the digit at `indices`; splits train, validation, test and verifier."""
         digit, *numbers = self.pairs(split).index_select(1, indices)
@@ -216,7 +206,7 @@ class MnistSvhn:
         if split not in self._pairs:
             rows = self._counts[split]
             digit = digits.balanced("mnist_svhn", split, classes=10, rows=rows)
-            pools = [self._pool(source, split) for source in self._sources]
+            pools = [self._classes(source, split) for source in self._sources]
             pairs = torch.empty(3, rows, dtype=torch.int64)
             pairs[0] = digit
             for each in range(10):
@@ -236,29 +226,16 @@ class MnistSvhn:
 
         Raises Inapplicable where pictures are given without their digit.
         """
-        if given and "digit" not in given:
-            raise Inapplicable(f"which digit {' and '.join(given)} show is not told")
-        digit = given["digit"] if given else draws.integers("digit", 10)
-        numbers = []
-        for name, source in zip(CARD.modalities, self._sources, strict=True):
-            members, first, size = (each.to(draws.device) for each in self._pool(source, "test"))
-            # The remainder of a number below 2^40 is uniform to one part in 10^8.
-            numbers.append(members[draws.integers(name, 1 << 40) % size[digit] + first[digit]])
+        digit = told_digit(given, draws)
+        numbers = [
+            digits.picked(draws, name, self._classes(source, "test"), digit)
+            for name, source in zip(CARD.modalities, self._sources, strict=True)
+        ]
         return self._compose(numbers, want)
 
-    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
-        """Fresh rows of each modality alone, with a digit of its own."""
-        rows: Batch = {}
-        for name in want:
-            rows |= self.conditional({}, (name,), draws)
-        return rows
-
-    def _pool(self, source: digits.Digits | svhn.HouseNumbers, split: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _classes(self, source: digits.Digits | svhn.HouseNumbers, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """See digits.by_class: of the pictures that a split may show."""
-        part = source.parts[split]
-        if self._paper and split != "test":
-            part = range(source.parts["test"].start)
-        return digits.by_class(source.labels, part)
+        return digits.by_class(source.labels, digits.part_of(source, split, self._paper))
 
     def _compose(self, numbers: Sequence[Tensor], want: Sequence[str]) -> Batch:
         rows: Batch = {}

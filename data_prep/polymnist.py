@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmark.api import Batch, Cell, DatasetCard, Inapplicable, Modality, UserError
+from benchmark.api import Batch, DatasetCard, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
 from data_prep import backgrounds, digits
+from data_prep.digit_pictures import DigitPictures, told_digit
 
 CARD = DatasetCard(
     version=1,
@@ -168,7 +169,7 @@ VARIANTS = {
 }
 
 
-class Polymnist:
+class Polymnist(DigitPictures):
     """Pictures (3, 28, 28) in [0, 1] of one digit, which rows hold besides as `digit`, (rows,) int64.
 
     A scene is eleven integers: digit, and for each view which handwriting it shows and where its photograph is cut.
@@ -187,11 +188,7 @@ class Polymnist:
         variant = VARIANTS[config.variant]
         shape = (3, CANVAS, CANVAS)
         self.modalities = tuple(Modality(name, shape, kind="image", center=CENTER, scale=SCALE) for name in VIEWS)
-        self.device, self.verifier = device, config.verifier
-        self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
-        most = max(self._evaluation_rows.values())
-        self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
-        self._counts["verifier"] = config.train_rows
+        super().__init__(config, device)
 
         count = len(VIEWS)
         pictures = backgrounds.own(count, CANVAS) if variant.folder else backgrounds.photographs(count)
@@ -204,13 +201,6 @@ class Polymnist:
         self._digits, self._paper = digits.load(variant.digits), variant.paper
         self._strokes = strokes(self._digits, INK[variant.digits]).to(device)
         self._scenes: dict[str, Tensor] = {}
-
-    def count(self, split: str) -> int:
-        return self._counts[split]
-
-    def rows_of(self, cell: Cell) -> int:
-        """Rows that a method generates for a cell."""
-        return self._evaluation_rows[bool(cell.given)]
 
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, 3, 28, 28)} and the digit at `indices`; splits train, validation, test and verifier."""
@@ -233,29 +223,16 @@ class Polymnist:
 
         Raises Inapplicable where pictures are given without their digit.
         """
-        if given and "digit" not in given:
-            raise Inapplicable(f"which digit {' and '.join(given)} show is not told")
-        digit = given["digit"] if given else draws.integers("digit", 10)
+        digit = told_digit(given, draws)
         return self._compose(self._scene(draws, "test", digit), want)
-
-    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
-        """Fresh rows of each modality alone, with a digit of its own."""
-        rows: Batch = {}
-        for name in want:
-            rows |= self.conditional({}, (name,), draws)
-        return rows
 
     def _scene(self, draws: Draws, split: str, digit: Tensor) -> Tensor:
         """Scenes of the given digits, (11, rows), with handwriting of a split and crops from `draws`."""
-        part = self._digits.parts[split]
-        if self._paper and split != "test":
-            part = range(self._digits.parts["test"].start)
-        members, first, size = (each.to(draws.device) for each in digits.by_class(self._digits.labels, part))
-        # The remainder of a number below 2^40 is uniform to one part in 10^8.
-        handwriting = draws.integers("handwriting", 1 << 40, len(VIEWS)) % size[digit][:, None] + first[digit][:, None]
+        classes = digits.by_class(self._digits.labels, digits.part_of(self._digits, split, self._paper))
+        handwriting = digits.picked(draws, "handwriting", classes, digit, len(VIEWS))
         place = draws.integers("crop", 1 << 40, 2, len(VIEWS)) % self._places.to(draws.device)
         crop = place[:, 0] * self._widths.to(draws.device) + place[:, 1]
-        return torch.cat([digit[None], members[handwriting].T, crop.T])
+        return torch.cat([digit[None], handwriting.T, crop.T])
 
     def _compose(self, scenes: Tensor, want: Sequence[str]) -> Batch:
         rows: Batch = {}

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmark.api import Batch, Cell, DatasetCard, Inapplicable, Modality, UserError
+from benchmark.api import Batch, DatasetCard, Inapplicable, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
 from data_prep import backgrounds, digits
+from data_prep.digit_pictures import DigitPictures
 
 CARD = DatasetCard(
     version=1,
@@ -173,7 +174,7 @@ VARIANTS = {
 }
 
 
-class PolymnistQuadrantLabels:
+class PolymnistQuadrantLabels(DigitPictures):
     """Pictures (3, canvas, canvas) in [0, 1], a digit and a quadrant, which all three pictures share.
 
     A scene is eight integers: digit, quadrant, and for each view which handwriting it shows and where its photograph is
@@ -194,11 +195,9 @@ class PolymnistQuadrantLabels:
             *(Modality(name, shape, kind="image", center=CENTER, scale=SCALE) for name in VIEWS),
             *(Modality(name, (), kind="label", classes=classes) for name, classes in LABELS.items()),
         )
-        self.device, self.verifier = device, config.verifier
-        self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
-        most = max(self._evaluation_rows.values())
-        self._counts = {"train": config.train_rows, "validation": max(config.probe_rows, most), "test": 2 * most}
-        self._counts["verifier"] = config.train_rows + (most if variant.paper else 0)
+        super().__init__(config, device)
+        if variant.paper:  # the authors' learns on the rows that cells compare with, too
+            self._counts["verifier"] += self._counts["test"] // 2
 
         pictures = backgrounds.own(len(VIEWS), FULL) if variant.folder else backgrounds.photographs(len(VIEWS))
         self.backgrounds_digest = backgrounds.digest(pictures)
@@ -217,13 +216,6 @@ class PolymnistQuadrantLabels:
         self._quadrants = (one[:, 0, :, None] * one[:, 1, None, :])[:, :, None, :, None].to(device)
         self._paper = variant.paper
         self._scenes: dict[str, Tensor] = {}
-
-    def count(self, split: str) -> int:
-        return self._counts[split]
-
-    def rows_of(self, cell: Cell) -> int:
-        """Rows that a method generates for a cell."""
-        return self._evaluation_rows[bool(cell.given)]
 
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, *shape)} at `indices`; splits train, validation, test and verifier."""
@@ -255,25 +247,16 @@ class PolymnistQuadrantLabels:
         )
         return self._compose(self._scene(draws, "test", digit, quadrant), want)
 
-    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
-        """Fresh rows of each modality alone, with a digit and a quadrant of its own."""
-        rows: Batch = {}
-        for name in want:
-            rows |= self.conditional({}, (name,), draws)
-        return rows
-
     def _scene(self, draws: Draws, split: str, digit: Tensor, quadrant: Tensor) -> Tensor:
         """Scenes of the given labels, (8, rows), with handwriting of a split and crops from `draws`."""
-        members, first, size = (each.to(draws.device) for each in self._pool(split))
-        # The remainder of a number below 2^40 is uniform to one part in 10^8.
-        handwriting = draws.integers("handwriting", 1 << 40, len(VIEWS)) % size[digit][:, None] + first[digit][:, None]
+        handwriting = digits.picked(draws, "handwriting", self._classes(split), digit, len(VIEWS))
         place = draws.integers("crop", 1 << 40, 2, len(VIEWS)) % self._places.to(draws.device)
         top, left = (place // self._shrink).unbind(1)
         crop = top * self._widths.to(draws.device) + left
-        return torch.cat([digit[None], quadrant[None], members[handwriting].T, crop.T])
+        return torch.cat([digit[None], quadrant[None], handwriting.T, crop.T])
 
-    def _pool(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The pictures that a split may show, by class, and where each class begins, and how many it has."""
+    def _classes(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See digits.by_class: of the pictures that a split may show."""
         whole = range(len(self._digits.labels))
         return digits.by_class(self._digits.labels, whole if self._paper else self._digits.parts[split])
 
