@@ -322,19 +322,18 @@ def claims(
 def _claims(frame: pd.DataFrame, preset: str, format: str, of: Sequence[str]) -> str:
     from benchmark import claims as module
 
-    known = {claim.table for claim in module.load_claims(registry.index("metric"), preset=preset)}
+    found = module.load_claims(registry.index("metric"), preset=preset)
     for name in of:
-        tables.known_name(name, known, "table with claims", "results/claims.toml")
-    verdicts = _verdicts(frame, preset, lambda claim: not of or claim.table in of)
+        tables.known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
+    verdicts = _verdicts(frame, preset, [claim for claim in found if not of or claim.table in of])
     return module.render_claims(verdicts, format, color=format == "term" and sys.stdout.isatty())
 
 
-def _verdicts(frame: pd.DataFrame, preset: str, asked: Callable[[Claim], bool]) -> pd.DataFrame:
+def _verdicts(frame: pd.DataFrame, preset: str, claims: Sequence[Claim]) -> pd.DataFrame:
     from benchmark import claims as module
 
-    found = [claim for claim in module.load_claims(registry.index("metric"), preset=preset) if asked(claim)]
     modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
-    return module.check_claims(frame, found, preset, modalities, tables.load_paper())
+    return module.check_claims(frame, claims, preset, modalities, tables.load_paper())
 
 
 @app.command("report")
@@ -390,6 +389,7 @@ def _presets_with_rows(runs: Path, reference: bool) -> list[str]:
 def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], reference: bool) -> Chapter:
     """What the report shows of a preset: its rows' tables, with further methods that have rows, and claims."""
     from benchmark import report as module
+    from benchmark.claims import load_claims
 
     frame = _reference(preset) if reference else _standard(runs, preset, overrides, own)
     left_out = 0 if reference else int((_local(runs)["preset"] == preset).sum()) - len(frame)
@@ -408,7 +408,8 @@ def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], refe
         if part.summary is None or (part.summary["status"] != "missing: not run").any():
             shown.append(part)
     try:
-        verdicts = _verdicts(frame, preset, lambda claim: claim.dataset in datasets)
+        found = load_claims(registry.index("metric"), preset=preset)
+        verdicts = _verdicts(frame, preset, [claim for claim in found if claim.dataset in datasets])
     except UserError as refusal:
         verdicts = str(refusal)
     known = [] if reference else _runs_of(frame, preset, runs, overrides, own)
