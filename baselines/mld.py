@@ -131,7 +131,7 @@ class MLD(LatentModel):
         where = self.spread_out(noised)
         x = torch.lerp(z, draws.normal("latent", z.shape[1]), where)
         for at, to in schedule(steps, JUMP, self.resamples):
-            start, end = (torch.tensor(k / steps, device=z.device) for k in (at, to))
+            start, end = (torch.full((), k / steps, device=z.device) for k in (at, to))
             if to > at:
                 moved = self.path.noised(x, start, end, draws.normal("latent again", z.shape[1]))
             else:
