@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,31 @@ def write_tiny(name: str, folder: Path, directory: Path | None = None) -> None:
         command, cwd=directory or place(name) / "repository", capture_output=True, text=True, timeout=LIMIT
     )
     assert made.returncode == 0, made.stderr[-3000:]
+
+
+def tiny_checkpoint(name: str) -> Any:
+    """A fixture: the folder of a module's random weights."""
+
+    @pytest.fixture(scope="module")
+    def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "checkpoint"
+        write_tiny(name, folder)
+        return folder
+
+    return checkpoint
+
+
+def live_runner(name: str, *scripts: Path) -> Any:
+    """A fixture: the model's runner, alive for a module's tests."""
+
+    @pytest.fixture(scope="module")
+    def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+        log = tmp_path_factory.mktemp("log") / f"{name}.log"
+        made = Runner([python(name), *map(str, scripts)], place(name) / "repository", log)
+        yield made
+        made.stop()
+
+    return runner
 
 
 MODEL = """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.external import (
     check_rows,
     driven,
     linked,
+    live_runner,
     place,
     python,
     same,
@@ -31,7 +32,7 @@ from tests.external import (
     share_spoken_digits,
     thing,
     things,
-    write_tiny,
+    tiny_checkpoint,
 )
 from tests.external import ask as ask_runner
 
@@ -69,19 +70,8 @@ def test_refused_directions_are_not_applicable_and_nothing_is_asked(
 # --------------------------------------------------------------------------------------------- with it
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("omniflow") / "checkpoint"
-    write_tiny("omniflow", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    log = tmp_path_factory.mktemp("log") / "omniflow.log"
-    made = Runner([python("omniflow"), str(RUNNER)], place("omniflow") / "repository", log)
-    yield made
-    made.stop()
+checkpoint = tiny_checkpoint("omniflow")
+runner = live_runner("omniflow", RUNNER)
 
 
 def ask(

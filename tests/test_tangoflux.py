@@ -6,7 +6,6 @@ tests/external.py says what the drive needs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from tests.external import (
     change,
     driven,
     linked,
+    live_runner,
     place,
     python,
     set_up,
     things,
-    write_tiny,
+    tiny_checkpoint,
 )
 from tests.external import ask as ask_runner
 
@@ -69,19 +69,8 @@ def test_refused_directions_are_not_applicable_and_nothing_is_asked(
 # --------------------------------------------------------------------------------------------- with it
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tangoflux") / "checkpoint"
-    write_tiny("tangoflux", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    log = tmp_path_factory.mktemp("log") / "tangoflux.log"
-    made = Runner([python("tangoflux"), str(TINY), str(RUNNER)], place("tangoflux") / "repository", log)
-    yield made
-    made.stop()
+checkpoint = tiny_checkpoint("tangoflux")
+runner = live_runner("tangoflux", TINY, RUNNER)
 
 
 def ask(
