@@ -23,6 +23,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from baselines.mld import MLD
 from baselines.mmvae import MMVAE
 from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
@@ -583,6 +584,25 @@ class OwnPrivateLatentForAll(MMVAEPlus):
         return super().reconstruction(x, torch.cat([z[..., :latent], own], -1), targets, draws)
 
 
+class DeafToTheGiven(MLD):
+    def solve(self, z: Tensor, clean: Tensor, draws: Draws) -> Tensor:
+        return torch.lerp(super().solve(z, torch.zeros_like(clean), draws), z, self.spread_out(clean.to(z.dtype)))
+
+
+class GivenLatentsDrift(MLD):
+    def solve(self, z: Tensor, clean: Tensor, draws: Draws) -> Tensor:
+        return super().solve(z, clean, draws) + 0.01
+
+
+class OneLatentForAll(MLD):
+    def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
+        return super().reconstruction(x, z[:1].expand_as(z), targets, draws)
+
+
+class LessStaysClean(MLD):
+    clean_share = 0.25
+
+
 PLANTED = [
     ("muni", "123", PriorOnAllSubsets, "share of (given, targets, prior) = ('1', '123', '1'): 1/49, not 0"),
     ("muni", "12", PriorOnAllSubsets, "share of (given, targets, prior) = ('1', '12', '1')"),
@@ -598,6 +618,11 @@ PLANTED = [
     ("muni_hellinger", "123", MUNI, "posterior of 12 is not the hellinger"),
     ("mmvae", "123", EveryExpertInfers, "inference from 12, share of ('12',): 1, not 0"),
     ("mmvaeplus", "123", OwnPrivateLatentForAll, "reconstruction of 2 from 1 trains private 1"),
+    ("mld", "123", DeafToTheGiven, "inference from 12 does not hear 1"),
+    ("mld", "123", GivenLatentsDrift, "inference from 3 does not keep its latents"),
+    ("mld", "123", OneLatentForAll, "reconstruction of 2 from 123 trains expert 1"),
+    ("mld", "123", LessStaysClean, "share of (given, targets, prior) = ('123', '123', ''): 3/4, not 1/2"),
+    ("mvtcae", "123", MoPoE, "share of (given, targets, prior) = ('1', '123', '1'): 1/7, not 0"),
 ]
 
 
