@@ -51,28 +51,40 @@ def profile_method(
         )
         if run.method_card.stages:
             run.directory.mkdir(parents=True)
-            yield from _training(trainer_of(run, data, device), device)
+            trainer, start = trainer_of(run, data, device), 0
+            for _, end in trainer.schedule:
+                yield from _training(trainer, start, device)
+                start = end
             if to_loss:
                 yield _seconds_to(to_loss, trainer_of(run, data, device), device)
         yield from _sampling(method, data, run.config, device)
 
 
-def _training(trainer: Trainer, device: str) -> Iterator[str]:
+def _training(trainer: Trainer, start: int, device: str) -> Iterator[str]:
+    """A step of the stage that begins at update `start`, without what its beginning takes."""
     rows = trainer.config.batch_rows
     draws = Draws("profile", rows=rows, block=rows, device=device)
     batch = training_batch(trainer.data, draws, 0, 0)
-    stage = trainer.schedule[0][0]
+    stage = next(name for name, end in trainer.schedule if start < end)
+    trainer.updates = start
+    trainer.update()
+
+    def update() -> None:
+        trainer.updates = start + 1
+        trainer.update()
 
     def forward(model: Any = trainer.model) -> Any:
         with autocast(trainer.config, device):
             return model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
 
+    if len(trainer.schedule) > 1:
+        yield f"stage {stage}:"
     with Products() as products:  # on the average, whose networks are never compiled
         trainer.average.requires_grad_(True)
         forward(trainer.average).backward()
         trainer.average.requires_grad_(False)
     floor = _floor(products.calls, recycle=False)
-    step, alone = _alternate(lambda: trainer.update(), floor, device)
+    step, alone = _alternate(update, floor, device)
     yield (
         f"training step  {1e3 * step:8.2f} ms   floor {1e3 * alone:8.2f} ms   ratio {step / alone:.2f}   "
         f"({rows / step:.0f} rows/s)"
