@@ -613,10 +613,7 @@ def sheets(
     Example: bench sheets --dataset spoken_digits --preset cpu
     """
     from benchmark import sheets as module
-    from benchmark.doctor import install_command
 
-    if find_spec("matplotlib") is None:
-        raise UserError(f"no sheets: matplotlib is not installed: {install_command('plots')}")
     preset = _preset(preset)
     names = registry.card("dataset", dataset).modalities
     asked = [cell for task in TASKS for cell in cells(registry.stem(dataset), names, task)]

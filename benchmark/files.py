@@ -1,4 +1,4 @@
-"""Files that survive a crash, and where those go that are kept for the machine."""
+"""Files that survive a crash, how a failure to write is told, and where those go that are kept for the machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+
+from benchmark.api import UserError
 
 
 def cache_folder() -> Path:
@@ -28,3 +30,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_file(path: Path, content: bytes, mend: str = "free space or permit writing") -> None:
+    """As `write_atomic`. Raises UserError, with the file as it was, where it cannot be written."""
+    try:
+        write_atomic(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): it is as it was; {mend}") from error

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from benchmark.drawing import INK, QUIET
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 3  # pixels around a picture: a white one, and within it the frame of a wrong one
-INK, QUIET, WRONG = "#1f1f1e", "#6b6a66", (0.85, 0.1, 0.1)
+WRONG = (0.85, 0.1, 0.1)
 
 
 def draw_grid(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.api import UserError
-from benchmark.files import write_atomic
+from benchmark.files import write_atomic, write_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -208,8 +208,7 @@ def write_sorted(path: Path, frame: DataFrame) -> None:
     Raises UserError, with the file as it was, where it cannot be written.
     """
     records = sorted(records_of(frame), key=lambda record: (record.key, record.run_id))
-    with _replacing(path):
-        write_atomic(path, _HEADER + "".join(map(_line, records)).encode())
+    write_file(path, _HEADER + "".join(map(_line, records)).encode())
 
 
 @contextlib.contextmanager

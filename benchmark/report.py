@@ -14,15 +14,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark import registry, sheets, show
 from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
 from benchmark.claims import html_claims
-from benchmark.doctor import install_command
-from benchmark.files import write_atomic
+from benchmark.drawing import png, why_none
+from benchmark.files import write_file
 from benchmark.records import KEY
 from benchmark.runner import Run, things_of
 from benchmark.tables import HTML_STYLE, Column, Page, Table, column_rows, html_body
@@ -101,10 +100,7 @@ def write_report(
     sections = [section for chapter in chapters for section in _chapter(chapter, samples, device, report)]
     report("report", 1, 1, str(out))
     content = _document(title, chapters, sections).encode("utf-8", "backslashreplace")
-    try:
-        write_atomic(out, content)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): name another file with --out") from None
+    write_file(out, content, "name another file with --out")
     return len(content)
 
 
@@ -303,8 +299,8 @@ def _points(shown: Shown, x: str, y: str) -> dict[str, tuple[Mapping[str, Any], 
 
 def _plot(name: str, draw: Callable[..., Figure], note: str, *arguments: Any) -> str:
     """A drawing with a note below it, or one line where matplotlib is not there."""
-    if find_spec("matplotlib") is None:
-        return f"<p>No plot: matplotlib is not installed: <code>{html.escape(install_command('plots'))}</code></p>"
+    if reason := why_none():
+        return f"<p>No plot: {html.escape(reason)}</p>"
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -523,8 +519,8 @@ def _data_uri(name: str, content: bytes) -> str:
 
 def _pictures(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
     """A picture per method of what it generates from nothing."""
-    if find_spec("matplotlib") is None:
-        yield f"<p>No pictures: matplotlib is not installed: <code>{html.escape(install_command('plots'))}</code></p>"
+    if reason := why_none():
+        yield f"<p>No pictures: {html.escape(reason)}</p>"
         return
     for number, run in enumerate(runs):
         report(f"samples of {registry.stem(run.job.dataset)}", number, len(runs), registry.stem(run.job.method))
@@ -535,7 +531,7 @@ def _pictures(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]
             continue
         if picture is not None:
             about = f"{run.method_card.label}, seed {run.job.seed}: {_from_nothing(run)}"
-            source = _data_uri("picture.png", show.png(picture, SAMPLES_DPI))
+            source = _data_uri("picture.png", png(picture, SAMPLES_DPI))
             yield f"<details{' open' * (not number)}><summary>{html.escape(about)}</summary>"
             yield f'<img src="{source}" alt="{html.escape(about)}"></details>'
     report(f"samples of {registry.stem(runs[0].job.dataset)}", 1, 1, "done")

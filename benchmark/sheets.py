@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Raw, UserError
+from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import keep
-from benchmark.files import write_atomic
+from benchmark.files import write_file
 from benchmark.runner import Run, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ITEMS = 6
-INK, QUIET = "#1f1f1e", "#6b6a66"
+ELSEWHERE = "name another folder with --out"
 HEIGHTS = {"image": 1.0, "audio": 0.8, "text": 0.6}  # inches
 WINDOW = 256  # samples of a spectrogram's window, at 8 kHz; in proportion elsewhere
 
@@ -51,9 +52,11 @@ def write_sheets(
     """Write a sheet per cell and the page into `folder`; return lines to print.
 
     Rows that were not generated yet are generated now, as scoring would. A method that does not support a cell, or is
-    not trained, has no column. Raises UserError for a dataset whose modalities are not things, and where no run is
-    trained.
+    not trained, has no column. Raises UserError for a dataset whose modalities are not things, where no run is
+    trained, for a folder that cannot be written, and without matplotlib.
     """
+    if reason := why_none():
+        raise UserError(f"no sheets: {reason}")
     data: Any = None
     columns: dict[Cell, list[Column]] = {}
     without = []
@@ -85,10 +88,10 @@ def write_sheets(
     for number, (cell, made) in enumerate(columns.items()):
         report("sheets", number, len(columns), str(cell))
         shown = [*originals(data, cell, items), *made]
-        picture = _png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
-        write_atomic(folder / f"{cell.stem}.png", picture)
+        picture = png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
+        write_file(folder / f"{cell.stem}.png", picture, ELSEWHERE)
         sections.append(_section(cell.question, shown, folder, cell.stem, data.sample_rate))
-    write_atomic(folder / "index.html", _page(about, sections).encode())
+    write_file(folder / "index.html", _page(about, sections).encode(), ELSEWHERE)
     report("sheets", 1, 1, "done")
     return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]
 
@@ -157,12 +160,6 @@ def spectrogram(sound: Tensor, sample_rate: int) -> Tensor:
     return (power / power.max().clamp(min=1e-12)).clamp(min=1e-8).log10()
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
-
-
 # ---------------------------------------------------------------------------------------------- the page
 
 
@@ -170,10 +167,9 @@ def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sam
     """A table of a direction; its pictures and sounds are files beside the page."""
     things = folder / name
     shutil.rmtree(things, ignore_errors=True)
-    things.mkdir(parents=True)
 
     def store(file: str, content: bytes) -> str:
-        (things / file).write_bytes(content)
+        write_file(things / file, content, ELSEWHERE)
         return f"{name}/{file}"
 
     return f"<h2>{html.escape(title)}</h2>{table_of(columns, sample_rate, store)}"

@@ -7,14 +7,12 @@ model that lost modes leaves grey bare.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +23,9 @@ from torch import Tensor
 from benchmark import grids, registry
 from benchmark.api import TASKS, Batch, Cell, UserError
 from benchmark.config import nearest, resolve
-from benchmark.doctor import install_command
+from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import BATCH_ROWS, check_rows, given_of
-from benchmark.files import write_atomic
+from benchmark.files import write_file
 from benchmark.runner import Run, trained_method
 from benchmark.runtime import Draws
 from benchmark.train import autocast, read_log
@@ -40,7 +38,8 @@ BACKDROP_ROWS = 4096  # real rows behind the generated ones, and behind their ma
 MOST_ROWS = 256  # where the user names no number
 MOST_COLUMNS = 16  # samples in a grid of pictures
 MOST_POINTS = 20_000  # per panel of shared coordinates; more only blacken it
-INK, QUIET, REAL, GENERATED = "#1f1f1e", "#6b6a66", "#c9c8c2", "#2a6fbb"
+ELSEWHERE = "name another folder with --out"
+REAL, GENERATED = "#c9c8c2", "#2a6fbb"
 
 Pair = tuple[str, str, Tensor, Tensor]  # source, target, and the shared coordinates of both, (rows, shared)
 View = tuple[str, Tensor, Tensor]  # what is seen, and real and generated rows on two directions, (rows, 2)
@@ -69,18 +68,19 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: st
     }
     path = folder / f"{cell.stem}.safetensors"
     described = {"run": json.dumps(facts)}  # one entry: safetensors writes several in an order of the moment
-    _write(path, save({name: rows.cpu().contiguous() for name, rows in contents.items()}, metadata=described))
+    tensors = {name: rows.cpu().contiguous() for name, rows in contents.items()}
+    write_file(path, save(tensors, metadata=described), ELSEWHERE)
     pairs = _shared(cell, data, real, generated)
     lines = [f"{rows} rows, {str(cell).partition(': ')[2]}: {path}"]
     if pairs:
         lines.append(f"coherence on these rows: {_coherence(pairs)}")
-    if find_spec("matplotlib") is None:
-        return [*lines, f"no picture: matplotlib is not installed: {install_command('plots')}"]
+    if reason := why_none():
+        return [*lines, f"no picture: {reason}"]
     if picture := _picture(run, cell, data, real, generated):
-        _write(path.with_suffix(".png"), png(picture))
+        write_file(path.with_suffix(".png"), png(picture), ELSEWHERE)
         lines.append(f"picture: {path.with_suffix('.png')}")
     if curve := list(read_log(run.directory)):
-        _write(folder / "training.png", png(draw_training(f"{_who(run)}: training", curve)))
+        write_file(folder / "training.png", png(draw_training(f"{_who(run)}: training", curve)), ELSEWHERE)
         lines.append(f"training curve: {folder / 'training.png'}")
     return lines
 
@@ -321,16 +321,3 @@ def _quieten(ax: Axes, title: str) -> None:
     ax.tick_params(colors=QUIET, labelsize=8)
     ax.xaxis.label.set_color(QUIET)
     ax.yaxis.label.set_color(QUIET)
-
-
-def png(figure: Figure, dpi: int = 130) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})  # equal pictures are equal files
-    return content.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name another folder with --out") from None

@@ -23,7 +23,7 @@ from benchmark import registry, runner
 from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
-from benchmark.files import write_atomic
+from benchmark.files import write_file
 from benchmark.tables import RESULTS, job_of, known_name, read_toml
 from benchmark.train import Diverged
 
@@ -271,4 +271,4 @@ def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_atomic(path, text.getvalue().encode())
+    write_file(path, text.getvalue().encode())

@@ -28,7 +28,10 @@ LAYERS = (
     },
     {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
     {"benchmark.runner"},
-    {f"benchmark.{name}" for name in ("conform", "doctor", "executors", "grids", "profile", "sheets", "show", "tune")},
+    {
+        f"benchmark.{name}"
+        for name in ("conform", "doctor", "drawing", "executors", "grids", "profile", "sheets", "show", "tune")
+    },
     {"benchmark.report"},
     {"benchmark.cli"},
 )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmark import sheets
+from benchmark import drawing, sheets
 from benchmark.api import Cell, UserError
 from benchmark.samples import Samples, read_png, read_wav
 from benchmark.sheets import Column, draw_sheet, spectrogram, write_sheets
@@ -116,6 +116,23 @@ def test_the_page_holds_what_it_names(tmp_path: Path, runs: list[SimpleNamespace
 def test_nothing_trained_is_said_in_one_line(tmp_path: Path, runs: list[SimpleNamespace]) -> None:
     with pytest.raises(UserError, match="nothing to show: B is not trained"):
         write_sheets(runs[1:2], [CELL], ITEMS, "cpu", tmp_path, lambda *parts: None)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, runs: list[SimpleNamespace]) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_bytes(b"a file")
+    with pytest.raises(UserError, match=r"cannot write .*file/.*: it is as it was; name another folder with --out"):
+        write_sheets(runs[:1], [CELL], ITEMS, "cpu", tmp_path / "file", lambda *parts: None)
+    assert (tmp_path / "file").read_bytes() == b"a file"
+
+
+def test_without_matplotlib_a_line_says_so(
+    tmp_path: Path, runs: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"no sheets: matplotlib is not installed: .*pip install"):
+        write_sheets(runs, [CELL], ITEMS, "cpu", tmp_path / "sheets", lambda *parts: None)
+    assert not (tmp_path / "sheets").exists()
 
 
 def test_a_dataset_without_things_is_refused(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmark import cli, registry, runner, show
+from benchmark import cli, drawing, registry, runner, show
 from benchmark.api import Cell, UserError
 from benchmark.runtime import Draws
 from benchmark.tables import Job
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> runner.Run:
 @pytest.fixture
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures, as without matplotlib: they take most of the time."""
-    monkeypatch.setattr(show, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("unseen")
@@ -136,7 +136,7 @@ def test_a_task_that_the_method_does_not_support(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(run: runner.Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*: name another folder with --out"):
+    with pytest.raises(UserError, match=r"cannot write .*; name another folder with --out"):
         show.write_samples(run, (), 8, "cpu", tmp_path / "file")
 
 
