@@ -1,4 +1,4 @@
-"""Randomness by purpose, files that survive a crash, and the facts of the machine."""
+"""Randomness by purpose, and the facts of the machine."""
 
 from __future__ import annotations
 
