@@ -41,7 +41,8 @@ class Record:
     `status`: "ok", "n/a: why" or "error: why"; `value` is None unless it is "ok", and finite then.
     `stderr`: standard error over the `n` rows, None where no formula is honest.
     `protocol`: hash of the evaluation's settings, "+" and a metric's own, ANSWERED_BY and a checkpoint's, STAND_IN.
-    `sources`: hash of the code of method, dataset, metric, training and scoring. Raises ValueError for a row that contradicts itself.
+    `sources`: hash of the code of method, dataset, metric, training and scoring.
+    Raises ValueError for a row that contradicts itself.
     """
 
     preset: str

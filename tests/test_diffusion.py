@@ -10,10 +10,10 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from baselines.mld import JUMP, MLD, schedule
+from baselines.mld import JUMP, MLD, JointNetwork, schedule
 from benchmark.runtime import Draws
 from models.diffusion import FLOW, VARIANCE_PRESERVING, Path
-from models.networks import VelocityNetwork
+from models.networks import TimeWaves
 from tests.test_objectives import tiny
 
 PATHS = pytest.mark.parametrize("path", [FLOW, VARIANCE_PRESERVING], ids=["flow", "variance preserving"])
@@ -41,12 +41,66 @@ def test_on_the_linear_path_the_target_is_the_velocity_and_the_step_is_eulers():
     assert torch.allclose(FLOW.step(z, velocity, start, end), z + (end - start) * velocity, atol=1e-14)
 
 
-def test_the_linear_part_is_the_velocity_networks():
-    """Untrained, the joint network and the suite's prior predict the same."""
-    network, x = VelocityNetwork(1, 4, 0, 8, 1).double(), Draws("x", rows=6).normal("x", 4).double()
-    linear, scale = FLOW.best_linear(torch.tensor(0.3, dtype=torch.float64))
-    assert torch.allclose(network(x[None], torch.full((1, 1), 0.3, dtype=torch.float64))[0], linear * x)
-    assert scale.item() == pytest.approx((0.7**2 + 0.3**2) ** -0.5)
+# The joint network.
+
+LATENTS, SIZE, ROWS = 3, 4, 6
+
+
+def joint_network() -> tuple[JointNetwork, Tensor, Tensor]:
+    """An untrained network, latents, and a time of its own for each of them in each row."""
+    torch.manual_seed(0)
+    draws = Draws("joint network", rows=ROWS)
+    times = torch.sigmoid(draws.normal("times", LATENTS)).double()
+    return JointNetwork(LATENTS, SIZE, 8, 1).double(), draws.normal("x", LATENTS * SIZE).double(), times
+
+
+def faults_of_the_untrained(network: JointNetwork, x: Tensor, times: Tensor, path: Path) -> list[str]:
+    """Where an untrained network's answer is not the best linear one at each latent's own time, by a loop."""
+    found = network(x, times, path)
+    return [
+        f"row {r}, dimension {d}"
+        for r in range(ROWS)
+        for d in range(LATENTS * SIZE)
+        if not torch.isclose(found[r, d], path.best_linear(times[r, d // SIZE])[0] * x[r, d], rtol=1e-9)
+    ]
+
+
+@PATHS
+def test_untrained_every_latent_has_the_best_linear_prediction_at_its_own_time(path: Path):
+    assert faults_of_the_untrained(*joint_network(), path) == []
+
+
+def test_times_that_reach_other_dimensions_would_be_found(monkeypatch: pytest.MonkeyPatch):
+    everything = joint_network()
+    monkeypatch.setattr(Tensor, "repeat_interleave", lambda self, repeats, dim: self.repeat(1, repeats))
+    assert len(faults_of_the_untrained(*everything, FLOW)) > ROWS * SIZE
+
+
+def times_heard(network: JointNetwork, x: Tensor, times: Tensor) -> list[list[bool]]:
+    """Whether the learned share of latent j's prediction, j across, hears the time of latent m, m down."""
+    torch.nn.init.normal_(network.leave.weight)
+
+    def share(at: Tensor) -> Tensor:
+        linear, scale = (part.repeat_interleave(SIZE, 1) for part in FLOW.best_linear(at))
+        return (network(x, at, FLOW) - linear * x) / scale
+
+    before, heard = share(times), []
+    for m in range(LATENTS):
+        moved = times.clone()
+        moved[:, m] = 1 - moved[:, m]
+        gap = (share(moved) - before).abs().unflatten(1, (LATENTS, SIZE)).amax((0, 2))
+        heard.append((gap > 1e-9).tolist())
+    return heard
+
+
+def test_the_network_hears_the_time_of_every_latent():
+    assert times_heard(*joint_network()) == [[True] * LATENTS] * LATENTS
+
+
+def test_a_network_that_is_deaf_to_time_would_be_found(monkeypatch: pytest.MonkeyPatch):
+    heard = TimeWaves.forward
+    monkeypatch.setattr(TimeWaves, "forward", lambda self, times: heard(self, 0 * times))
+    assert times_heard(*joint_network()) == [[False] * LATENTS] * LATENTS
 
 
 @PATHS
@@ -86,7 +140,7 @@ def test_steps_from_noise_reach_the_datas_variance(path: Path):
 
 
 def test_the_authors_schedule_asks_the_network_2410_times():
-    moves = list(schedule(250, JUMP, 10))
+    moves = list(schedule(250, round(JUMP * 250), 10))
     assert sum(to < at for at, to in moves) == 2410
     assert sum(to - at for at, to in moves if to > at) == 2160
     assert moves[-1][1] == 0
@@ -94,7 +148,7 @@ def test_the_authors_schedule_asks_the_network_2410_times():
 
 
 def test_without_resampling_the_schedule_is_a_plain_solver():
-    assert list(schedule(30, JUMP, 1)) == [(k, k - 1) for k in range(30, 0, -1)]
+    assert list(schedule(30, 1, 1)) == [(k, k - 1) for k in range(30, 0, -1)]
 
 
 # The model.

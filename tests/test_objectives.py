@@ -163,7 +163,7 @@ def test_mvtcae_is_its_papers_objective_over_the_weight_of_a_reconstruction(moda
     precision = torch.exp(-log_variance).sum(1)
     joint = Normal((torch.exp(-log_variance) * mean).sum(1) / precision, precision.rsqrt())
     conditional = kl_divergence(joint.expand((modalities, 5, 4)), transposed(experts))
-    a, b = 0.9, model.config.encoder_grad_scale
+    a, b = 5 / 6, model.config.encoder_grad_scale
     weight = (modalities - a) / modalities
     objective = weight * parts["reconstruction"] + b * (
         (1 - a) * -joint.entropy().mean(-1).mean() + a / modalities * conditional.mean(-1).sum(0).mean()
