@@ -22,7 +22,8 @@ CARD = MethodCard(
     deviations=(
         "learned flow prior and flow decoders; no N(0, I) expert, as in its paper",
         "alpha 5/6 on every dataset, as in the authors' code for PolyMNIST; the objective is divided by "
-        "(M - alpha) / M, so that a reconstruction weighs what it does in the other methods; beta is encoder_grad_scale",
+        "(M - alpha) / M, so that a reconstruction weighs what it does in the other methods; beta is "
+        "encoder_grad_scale",
     ),
 )
 ALPHA = 5 / 6  # the share of the conditional bottleneck in the total correlation
