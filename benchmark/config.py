@@ -61,6 +61,28 @@ SCORING_FIELDS = (
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
 EVALUATION_FIELDS = (*SCORING_FIELDS, "precision", "variant")
 
+# Of nothing, steps or no size there is no number: a sampler without steps returns noise.
+POSITIVE = frozenset(
+    {
+        "train_rows",
+        "evaluation_rows",
+        "unconditional_rows",
+        "probe_rows",
+        "updates",
+        "batch_rows",
+        "learning_rate",
+        "clip_norm",
+        "ema_updates",
+        "latent_size",
+        "encoder_width",
+        "decoder_width",
+        "prior_width",
+        "prior_steps",
+        "decoder_steps",
+        "patch",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -110,6 +132,8 @@ class Config:
         for name, value in asdict(self).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
                 raise UserError(f"{name} = {value}: must not be negative")
+            if name in POSITIVE and value == 0:
+                raise UserError(f"{name} = {value}: must be greater")
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision = {self.precision!r}: choose float32 or bfloat16")
         if self.audio_decoder not in ("regression", "flow"):

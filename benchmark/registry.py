@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,18 @@ def label(method: str) -> str:
 
 
 def stem(name: str) -> str:
-    """The name under which a plug-in's rows are filed: its own, or its file's, and a method's switches."""
+    """The name under which a plug-in's rows are filed: its own, or its file's, and a method's switches in the order of
+    its card, whichever way they were written."""
     plain, switches = _parts(name)
+    if switches and (plain in index("method") or plain.endswith(".py")):
+        switches = _in_order(switches, card("method", plain))
     plain = Path(plain).stem if plain.endswith(".py") else plain
     return ":".join([plain, "+".join(switches)]) if switches else plain
+
+
+def _in_order(switches: Sequence[str], card: Any) -> list[str]:
+    order = list(card.variants)
+    return sorted(switches, key=lambda switch: order.index(switch) if switch in order else len(order))
 
 
 @functools.cache
@@ -100,7 +108,7 @@ def card(kind: str, name: str) -> Any:
     if kind != "method" or not (switches := _parts(name)[1]):
         return found
     _attributes(name, found, switches)
-    return replace(found, label=f"{found.label}: {', '.join(switches).replace('_', ' ')}")
+    return replace(found, label=f"{found.label}: {', '.join(_in_order(switches, found)).replace('_', ' ')}")
 
 
 def _attributes(name: str, card: Any, switches: list[str]) -> Mapping[str, Any]:

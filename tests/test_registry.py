@@ -8,6 +8,8 @@ import pytest
 
 from benchmark import registry
 from benchmark.api import UserError
+from benchmark.runner import prepare
+from benchmark.tables import job_of
 from models.muni import MUNI
 
 SWITCHED = """
@@ -48,6 +50,18 @@ def test_a_users_file_has_variants_too(mine: str):
     assert registry.load("method", mine).volume == 5
     assert registry.stem(f"{mine}:loud") == "mine:loud" and registry.stem(mine) == "mine"
     assert registry.stem("muni:mixture+attached") == "muni:mixture+attached"
+
+
+def test_switches_in_any_order_are_one_method(mine: str, tmp_path: Path):
+    assert registry.stem("muni:attached+mixture") == registry.stem("muni:mixture+attached") == "muni:mixture+attached"
+    assert registry.stem(f"{mine}:lost+loud") == "mine:loud+lost"
+    assert registry.stem("unknown:b+a") == "unknown:b+a"  # rows of a file that is not here
+    assert registry.card("method", "muni:attached+mixture").label == "MUNI: mixture, attached"
+    one, other = (
+        prepare(job_of(name, "gaussian_mixture", "smoke", 0, []), tmp_path, [])
+        for name in ("muni:mixture+attached", "muni:attached+mixture")
+    )
+    assert (one.run_id, one.training_id, one.directory) == (other.run_id, other.training_id, other.directory)
 
 
 def test_a_colon_in_a_folder_is_no_variant(tmp_path: Path):
