@@ -19,7 +19,7 @@ from models.networks import ResidualBlocks, StackedLinear, TimeWaves
 from models.routes import Route, Subsets, all_subsets, draw_subsets, full_set
 
 CARD = MethodCard(
-    version=2,
+    version=1,
     label="MLD",
     paper="Multi-modal Latent Diffusion (2023), Sec. 3",
     stages=(("autoencoders", 0.5), ("diffusion", 0.5)),
