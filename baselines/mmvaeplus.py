@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmark.api import Batch, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from models.experts import product
+from models.experts import divergence_from_standard, product, sampled
 from models.latent import LatentModel, Observed
 from models.routes import Route, draw_subsets, singles
 
@@ -67,12 +67,12 @@ class MMVAEPlus(LatentModel):
         noise = draws.normal("latent", self.latent_size)
         z = self.latents(mean, log_variance, route.given, noise)
         private_noise = draws.normal("private latent", len(self.names), self.config.private_size).transpose(0, 1)
-        posterior = torch.addcmul(private_mean, torch.exp(0.5 * private_log_variance), private_noise.transpose(0, 1))
+        posterior = sampled(private_mean, private_log_variance, private_noise.transpose(0, 1))
         auxiliary = self.auxiliary_scale() * private_noise
         private = torch.where(route.given.T[..., None], posterior.transpose(0, 1), auxiliary)
         reconstruction = self.reconstruction(x, torch.cat([z, private], -1), route.targets, draws)
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
-        divergence = 0.5 * (private_log_variance.exp() + private_mean.square() - 1 - private_log_variance).sum(-1)
+        divergence = divergence_from_standard(private_mean, private_log_variance).sum(-1)
         divergence = (divergence * route.given).sum(-1).mean() / self.latent_size  # per dimension, as the entropy
         prior = flow + self.config.encoder_grad_scale * (entropy + divergence)
         return reconstruction + self.config.prior_weight * prior, {

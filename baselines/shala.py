@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
+from models.experts import divergence_from_standard, gaussian, sampled
 from models.flow import euler, logit_normal, matching_loss
 from models.latent import LatentModel, Observed
 from models.networks import ResidualBlocks, StackedLinear
@@ -61,9 +62,9 @@ class ShaLa(LatentModel):
         noise = draws.normal("latent", self.latent_size)
         if stage == "representation":
             mean, log_variance = self.joint_posterior(self.features(x))
-            z = torch.addcmul(mean, torch.exp(0.5 * log_variance), noise)
+            z = sampled(mean, log_variance, noise)
             reconstruction = self.reconstruction(x, z.expand(len(self.names), -1, -1), route.targets, draws)
-            divergence = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).mean()
+            divergence = divergence_from_standard(mean, log_variance).mean()
             return reconstruction + self.config.encoder_grad_scale * divergence, {
                 "reconstruction": reconstruction.detach(),
                 "divergence": divergence.detach(),
@@ -71,7 +72,7 @@ class ShaLa(LatentModel):
         with torch.no_grad():
             features = self.features(x)
             mean, log_variance = self.joint_posterior(features)
-            z = torch.addcmul(mean, torch.exp(0.5 * log_variance), noise)
+            z = sampled(mean, log_variance, noise)
         condition = self.prior.condition(self.told(features, route.prior))
         flow = matching_loss(
             lambda z_t, t: self.prior(z_t[None], t[None], condition)[0],
@@ -86,9 +87,7 @@ class ShaLa(LatentModel):
         return torch.cat(self.encode(x), -1)
 
     def joint_posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        fused = self.fuse_leave(self.fuse(self.fuse_enter(features.flatten(1)[None])))[0]
-        mean, log_variance = fused.chunk(2, dim=-1)
-        return mean, log_variance.clamp(-14.0, 6.0)
+        return gaussian(self.fuse_leave(self.fuse(self.fuse_enter(features.flatten(1)[None])))[0])
 
     def told(self, features: Tensor, told: Tensor) -> Tensor:
         """The prior's condition: the told modality's features, zeros for the others, and which it is."""

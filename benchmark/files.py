@@ -32,7 +32,10 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def write_file(path: Path, content: bytes, mend: str = "free space or permit writing") -> None:
+AGAIN = "free space or permit writing, and run the same command again"
+
+
+def write_file(path: Path, content: bytes, mend: str = AGAIN) -> None:
     """As `write_atomic`. Raises UserError, with the file as it was, where it cannot be written."""
     try:
         write_atomic(path, content)

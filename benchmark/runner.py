@@ -26,12 +26,13 @@ from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, Us
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
+from benchmark.files import write_file
 from benchmark.processes import here
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
-from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average, write_file
+from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average
 
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 

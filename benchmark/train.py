@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmark.api import Batch, Dataset, UserError
 from benchmark.config import Config
-from benchmark.files import write_atomic
+from benchmark.files import write_file
 from benchmark.optimizer import Optimizer
 from benchmark.processes import here
 from benchmark.runtime import Draws, seed_of
@@ -66,7 +66,7 @@ class Trainer:
         config: Config,
         seed: int,
         directory: Path,
-        run_id: str,
+        training_id: str,
         device: str,
     ) -> None:
         self.model: Any = model  # a Method; nn.Module does not declare `loss`
@@ -74,7 +74,7 @@ class Trainer:
         self.data, self.config, self.seed, self.device = data, config, seed, device
         self.processes = here()
         self.processes.check_shares(batch_rows=config.batch_rows, word_rows=config.word_rows)
-        self.directory, self.run_id = directory, run_id
+        self.directory, self.training_id = directory, training_id
         self.schedule = _schedule(stages, config.updates)
         self.starts = {0, *(end for _, end in self.schedule[:-1])}
         self.optimizer = Optimizer(model, average, config)
@@ -110,12 +110,12 @@ class Trainer:
             now = time.monotonic()
             self.seconds = before + now - started
             log.append(json.dumps({"update": self.updates, **parts}) + "\n")
-            report(self.progress)
             over = stop() or self.progress.done or (max_seconds is not None and now - started >= max_seconds)
             due, over = self.processes.agree((over or now - saved > CHECKPOINT_SECONDS, over))
             if due:
                 self._save(log)
                 saved = now
+            report(self.progress)  # after the checkpoint: it may fail, where nobody listens any more
             if over:
                 break
         return self.progress
@@ -172,7 +172,7 @@ class Trainer:
         facts = {
             "tensors": _digest(tensors),
             "device": torch.device(self.device).type,
-            "run_id": self.run_id,
+            "training_id": self.training_id,
             "updates": str(self.updates),
             "seconds": repr(self.seconds),
             "loss": repr(self.loss),
@@ -181,11 +181,11 @@ class Trainer:
         write_file(self.directory / CHECKPOINT, save(tensors, metadata=facts))
 
     def _load(self) -> None:
-        tensors, facts = read_checkpoint(self.directory / CHECKPOINT, self.run_id)
-        begun, here = facts.get("device"), torch.device(self.device).type
-        if begun != here:
+        tensors, facts = read_checkpoint(self.directory / CHECKPOINT, self.training_id)
+        begun, device = facts.get("device"), torch.device(self.device).type
+        if begun != device:
             raise UserError(
-                f"{self.directory / CHECKPOINT}: begun on {begun}, whose random numbers are not those of {here}: "
+                f"{self.directory / CHECKPOINT}: begun on {begun}, whose random numbers are not those of {device}: "
                 f"go on with --device {begun}, or pass --fresh to start this run again"
             )
         self.updates, self.seconds, self.loss = int(facts["updates"]), float(facts["seconds"]), float(facts["loss"])
@@ -203,18 +203,7 @@ def training_batch(data: Any, draws: Draws, seed: int, update: int) -> Batch:
     return data.rows(split, draws.integers("rows", data.count(split)))
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file of a run. Raises UserError, with the file as it was, where it cannot be written."""
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing, "
-            "and run the same command again"
-        ) from error
-
-
-def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_checkpoint(path: Path, training_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and facts of a checkpoint. Raises UserError when it is damaged or of another run."""
     mend = f"remove {path.parent} or pass --fresh to start this run again"
     try:
@@ -223,8 +212,8 @@ def read_checkpoint(path: Path, run_id: str) -> tuple[dict[str, Tensor], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole checkpoint ({error}): {mend}") from None
-    if facts.get("run_id") != run_id:
-        raise UserError(f"{path}: belongs to run {facts.get('run_id')}, not to {run_id}: {mend}")
+    if facts.get("training_id") != training_id:
+        raise UserError(f"{path}: belongs to training {facts.get('training_id')}, not to {training_id}: {mend}")
     if facts.get("tensors") != _digest(tensors):
         raise UserError(f"{path}: its tensors are not those that were written: {mend}")
     return tensors, facts
@@ -239,7 +228,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def carry_on(shorter: Path, its_id: str, directory: Path, run_id: str, device: str) -> bool:
+def carry_on(shorter: Path, its_id: str, directory: Path, training_id: str, device: str) -> bool:
     """Make a shorter run's checkpoint and log the start of this one; False where it has none that serves.
 
     It serves where both are one training: no rate depends on how many updates are to come, and the draws of update k
@@ -253,16 +242,16 @@ def carry_on(shorter: Path, its_id: str, directory: Path, run_id: str, device: s
     if facts["device"] != torch.device(device).type:
         return False
     write_file(directory / LOG, log)
-    write_file(directory / CHECKPOINT, save(tensors, metadata=facts | {"run_id": run_id}))
+    write_file(directory / CHECKPOINT, save(tensors, metadata=facts | {"training_id": training_id}))
     return True
 
 
-def load_average(model: nn.Module, directory: Path, run_id: str, budget: int) -> Progress | None:
+def load_average(model: nn.Module, directory: Path, training_id: str, budget: int) -> Progress | None:
     """Load the weight average of a run into `model` and return how far of `budget` updates it got; None without one."""
     path = directory / CHECKPOINT
     if not path.exists():
         return None
-    tensors, facts = read_checkpoint(path, run_id)
+    tensors, facts = read_checkpoint(path, training_id)
     model.load_state_dict(_below("average.", tensors))
     return Progress(int(facts["updates"]), budget, float(facts["seconds"]), float(facts["loss"]))
 

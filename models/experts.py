@@ -1,6 +1,6 @@
-"""Aggregation of Gaussian experts N(mean_m, diag exp(log_variance_m)) into one diagonal Gaussian.
+"""Gaussian experts N(mean_m, diag exp(log_variance_m)), and their aggregation into one diagonal Gaussian.
 
-Every rule maps `(mean, log_variance, given)` of shapes `(rows, M, D)`, `(rows, M, D)`, `(rows, M)` to
+Every rule of aggregation maps `(mean, log_variance, given)` of shapes `(rows, M, D)`, `(rows, M, D)`, `(rows, M)` to
 the `(mean, log_variance)` of the pooled Gaussian, both `(rows, D)`. `given` is boolean and must have at
 least one True per row. No rule adds an N(0, I) expert: the prior is learned.
 
@@ -12,6 +12,23 @@ from functools import partial
 
 import torch
 from torch import Tensor
+
+
+def gaussian(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the log-variance that stand side by side in a network's output (..., 2 D), each (..., D); standard
+    deviations stay between e^-7 and e^3."""
+    mean, log_variance = parameters.chunk(2, dim=-1)
+    return mean, log_variance.clamp(-14.0, 6.0)
+
+
+def divergence_from_standard(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) per dimension."""
+    return 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance)
+
+
+def sampled(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """A sample of N(mean, diag exp(log_variance)), by standard normal noise; shapes broadcast."""
+    return torch.addcmul(mean, torch.exp(0.5 * log_variance), noise)
 
 
 def product(mean: Tensor, log_variance: Tensor, given: Tensor, detach_own: bool = False) -> tuple[Tensor, Tensor]:

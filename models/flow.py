@@ -20,6 +20,13 @@ def matching_loss(velocity: Velocity, x: Tensor, noise: Tensor, t: Tensor) -> Te
     return error.square().flatten(t.ndim).mean(-1)
 
 
+def preconditioned(x: Tensor, raw: Tensor, t: Tensor) -> Tensor:
+    """The velocity at x_t that a network's output `raw` stands for, for data of unit variance: the best linear
+    prediction from x_t, and `raw` at the scale of what that leaves (the form of Karras et al. 2022 for this path)."""
+    variance = (1 - t).square() + t.square()
+    return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())
+
+
 @torch.no_grad()
 def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     """Integrate from noise at t = 1 to data at t = 0 in equal Euler steps; t has shape (1, 1)."""

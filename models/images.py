@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.experts import gaussian
+from models.flow import preconditioned
 from models.networks import TimeWaves
 
 LOWEST = 4  # side of the coarsest map, at least, and less than twice that
@@ -53,8 +55,7 @@ class ImageEncoder(nn.Module):
         for level, blocks in enumerate(self.blocks):
             hidden = blocks(hidden if level == 0 else self.widen[level - 1](functional.avg_pool2d(hidden, 2)))
         features = functional.hardswish(self.normal(self.gather(hidden))).flatten(1).unflatten(0, x.shape[:2])
-        mean, log_variance = torch.baddbmm(self.bias, features, self.head).chunk(2, dim=-1)
-        return mean, log_variance.clamp(-14.0, 6.0)
+        return gaussian(torch.baddbmm(self.bias, features, self.head))
 
 
 class ImageVelocity(nn.Module):
@@ -129,9 +130,7 @@ class ImageVelocity(nn.Module):
             if level:
                 hidden = functional.interpolate(self.narrow[level - 1](hidden), scale_factor=2, mode="nearest")
         raw = functional.pixel_shuffle(self.leave(functional.hardswish(self.normal(hidden))), self.patch)
-        t = t[:, None, None, None]
-        variance = (1 - t).square() + t.square()
-        return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())
+        return preconditioned(x, raw, t[:, None, None, None])
 
 
 class Block(nn.Module):

@@ -1,8 +1,8 @@
 """The model every routed method shares: families of modalities, one flow prior, their loss and their sampler.
 
-A method adds five things: how experts are aggregated, which subset infers the latent, which targets
-are decoded from it (and whether a target's own expert is detached), which latents train the prior, and
-how a subset infers at test time.
+A method states five things: how experts are aggregated, which subset infers the latent, which targets are decoded from
+it (and whether a target's own expert is detached), which latents train the prior, and how a subset infers at test time.
+One that leaves the family in more than these may replace the prior, what decoders are told, or a term of the loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmark.api import Batch, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from models.experts import product
+from models.experts import product, sampled
 from models.families import Family, families
 from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
 from models.networks import ALL, VelocityNetwork
@@ -111,7 +111,7 @@ class LatentModel(nn.Module):
         With `detach_own` the samples are equal in value and differ in gradient: target j's does not reach expert j.
         """
         pooled, log_pooled = self.aggregate(mean, log_variance, given, self.detach_own)
-        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise).expand(len(self.names), -1, -1)
+        return sampled(pooled, log_pooled, noise).expand(len(self.names), -1, -1)
 
     def reconstruction(self, x: Observed, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         """Loss of each decoder given its latent z (modalities, rows, conditions), averaged over modalities and rows;
@@ -133,7 +133,7 @@ class LatentModel(nn.Module):
         """
         trained = subset.any(-1)
         pooled, log_pooled = self.aggregate(mean, log_variance, subset | ~trained[:, None])
-        z = torch.addcmul(pooled, torch.exp(0.5 * log_pooled), noise)
+        z = sampled(pooled, log_pooled, noise)
         t = logit_normal(draws.normal("prior time"))
         scaled = scale_gradient(z, (self.encoder_scale() * elbo_weight(t))[:, None])
         flow = matching_loss(
@@ -149,7 +149,7 @@ class LatentModel(nn.Module):
         x, observed = self.observe(given)
         mean, log_variance = self.encode(x)
         pooled, log_pooled = self.aggregate(mean, log_variance, self.inference(observed, draws))
-        return torch.addcmul(pooled, torch.exp(0.5 * log_pooled), draws.normal("latent", self.latent_size))
+        return sampled(pooled, log_pooled, draws.normal("latent", self.latent_size))
 
     def sample_prior(self, rows: int, draws: Draws) -> Tensor:
         """Latents from the learned prior, (rows, latent)."""

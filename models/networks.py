@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.experts import gaussian
+from models.flow import preconditioned
+
 ALL = slice(None)
 
 
@@ -59,8 +62,7 @@ class Encoder(nn.Module):
         self.skip = StackedLinear(modalities, inputs, 2 * outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.leave(self.blocks(self.enter(x)), start=self.skip(x)).chunk(2, dim=-1)
-        return mean, log_variance.clamp(-14.0, 6.0)
+        return gaussian(self.leave(self.blocks(self.enter(x)), start=self.skip(x)))
 
 
 class Regression(nn.Module):
@@ -95,8 +97,7 @@ class TimeWaves(nn.Module):
 class VelocityNetwork(nn.Module):
     """v(x_t, t | condition) of shape (modalities, rows, size), for t of shape (modalities, rows) or (1, 1).
 
-    The output is preconditioned for data of unit variance: its linear part is the best linear predictor of
-    the velocity from x_t, and the network's share has unit scale (the form of Karras et al. 2022 for this path).
+    The output is preconditioned for data of unit variance.
     """
 
     def __init__(self, modalities: int, size: int, conditions: int, width: int, depth: int) -> None:
@@ -118,5 +119,4 @@ class VelocityNetwork(nn.Module):
         t = t[..., None]
         hidden = self.enter(x, which, start=time if condition is None else time + condition)
         raw = self.leave(self.blocks(hidden, which), which)
-        variance = (1 - t).square() + t.square()
-        return torch.addcmul((2 * t - 1) / variance * x, raw, variance.rsqrt())
+        return preconditioned(x, raw, t)

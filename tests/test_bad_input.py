@@ -97,7 +97,7 @@ def test_a_truncated_checkpoint(kept: float, trained: Path) -> None:
 )
 def test_a_file_that_is_no_checkpoint_of_this_run(content: bytes, trained: Path) -> None:
     checkpoint_of(trained).write_bytes(content)
-    message = "belongs to run" if b"model.a" in content else "not a whole checkpoint"
+    message = "belongs to training" if b"model.a" in content else "not a whole checkpoint"
     assert_refused(trained, message, lambda: run(trained))
 
 

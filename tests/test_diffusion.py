@@ -13,6 +13,7 @@ from torch import Tensor
 from baselines.mld import JUMP, MLD, JointNetwork, schedule
 from benchmark.runtime import Draws
 from models.diffusion import FLOW, VARIANCE_PRESERVING, Path
+from models.flow import preconditioned
 from models.networks import TimeWaves
 from tests.test_objectives import tiny
 
@@ -39,6 +40,13 @@ def test_on_the_linear_path_the_target_is_the_velocity_and_the_step_is_eulers():
     start, end = torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64)
     assert torch.equal(FLOW.target(z, eps), eps - z)
     assert torch.allclose(FLOW.step(z, velocity, start, end), z + (end - start) * velocity, atol=1e-14)
+
+
+def test_the_suites_velocity_networks_have_the_linear_paths_form():
+    draws = Draws("velocity", rows=6)
+    x, raw, t = draws.normal("x", 4).double(), draws.normal("raw", 4).double(), draws.uniform("t")[:, None].double()
+    linear, scale = FLOW.best_linear(t)
+    assert torch.allclose(preconditioned(x, raw, t), linear * x + scale * raw, rtol=1e-12)
 
 
 # The joint network.

@@ -23,7 +23,7 @@ from benchmark.api import Modality
 from benchmark.config import resolve
 from benchmark.runtime import Draws, seeded
 from models import latent
-from models.experts import hellinger, product
+from models.experts import divergence_from_standard, gaussian, hellinger, product, sampled
 from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
 from models.latent import LatentModel
 from models.muni import MUNI
@@ -414,6 +414,19 @@ def test_no_overflow_between_the_bounds_of_the_log_variance(rule: Callable):
 
 
 # Flow matching.
+
+
+def test_an_experts_output_its_samples_and_its_divergence():
+    raw = 4 * Draws("expert", rows=2000).normal("raw", 6).double()
+    raw[0, 3:], raw[1, 3:] = 100, -100
+    mean, log_variance = gaussian(raw)
+    assert torch.equal(mean, raw[:, :3]) and (log_variance.max(), log_variance.min()) == (6, -14)
+    law = Normal(mean, torch.exp(log_variance / 2))
+    expected = kl_divergence(law, Normal(torch.zeros_like(mean), torch.ones_like(mean)))
+    assert torch.allclose(divergence_from_standard(mean, log_variance), expected, rtol=1e-9, atol=1e-12)
+    noise = Draws("expert", rows=2000).normal("noise", 3).double()
+    standard = torch.special.ndtr(noise)  # a sample's place in its law is its noise's in the standard one
+    assert torch.allclose(law.cdf(sampled(mean, log_variance, noise)), standard, atol=1e-6)
 
 
 def test_elbo_weight_is_its_formula():
