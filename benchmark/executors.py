@@ -9,13 +9,14 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,12 @@ from benchmark.files import write_atomic
 from benchmark.runner import Outcome, Report, Run
 
 RECORD = "job.json"  # in a run's directory while a job of it may go on
+PROCESSES = Path("/proc")  # of this machine, where it has that
 POLL_SECONDS = 2.0
 MINUTES = {"local": 365 * 24 * 60, "slurm": 24 * 60}  # a job's time limit, where --slurm time= does not say
+GRACE_SECONDS = 90  # from SIGUSR2 to the end of that, where --slurm signal_delay_s= does not say
+QUEUE_SECONDS = 15.0  # of those, what it takes to queue the job again
+PATIENCE_SECONDS = 10.0  # from SIGTERM to a job until its command, which may have heard of it too, is told
 
 
 class Left(Exception):
@@ -48,8 +53,60 @@ class Job:
             return not _slurm_job(folder, self.number).done()
         if self.host != socket.gethostname():
             return False  # the lock of its run directory tells
-        shown = subprocess.run(["ps", "-ww", "-o", "args=", "-p", self.number], capture_output=True, text=True)
-        return "submitit" in shown.stdout  # the number may be another process's by now
+        return "submitit" in _command_line(self.number)  # the number may be another process's by now
+
+
+class Command:
+    """A command as a job: submitit calls it, and at SIGUSR2 its `checkpoint`, and queues what that answers.
+
+    A second signal makes the command stop without a checkpoint, and SLURM signals this process alone (proctrack/cgroup)
+    or the command besides (linuxproc, pgid), SIGTERM and SIGUSR2 perhaps both. So the command hears no SIGUSR2, and
+    SIGTERM from here once: at SIGUSR2 at once, and after a SIGTERM only where that has not ended it.
+    """
+
+    def __init__(self, words: Sequence[str], directory: str, environment: Mapping[str, str], grace: float) -> None:
+        """`environment`: what differs from the job's; `grace`: seconds that the command has to stop at SIGUSR2."""
+        self.words, self.directory, self.environment, self.grace = words, directory, environment, grace
+        self._process: subprocess.Popen[bytes] | None = None
+        self._due: dict[signal.Signals, float] = {}  # signals to the command, by the clock
+
+    def __call__(self) -> None:
+        """Run the command to its end, its output among the job's. Raises CalledProcessError where it fails."""
+        signal.signal(signal.SIGTERM, lambda number, frame: self._send(signal.SIGTERM, PATIENCE_SECONDS))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # which the command inherits
+        try:
+            environment = os.environ | self.environment
+            self._process = subprocess.Popen(self.words, cwd=self.directory, env=environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if status := self._wait(self._process):
+            raise subprocess.CalledProcessError(status, self.words)
+
+    def checkpoint(self) -> Any:
+        """Have the command stop, as it does with a checkpoint, or kill it when its time is over; the same job anew."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            self._send(signal.SIGTERM, 0.0)
+            self._send(signal.SIGKILL, self.grace)
+            self._wait(self._process)
+        return DelayedSubmission(Command(self.words, self.directory, self.environment, self.grace))
+
+    def _send(self, number: signal.Signals, after: float) -> None:
+        """Have `_wait` send a signal after so many seconds; each is sent once."""
+        self._due.setdefault(number, time.monotonic() + after)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """The command's exit status. Not by Popen, whose lock the wait may hold that `checkpoint` interrupts."""
+        with contextlib.suppress(ChildProcessError):  # that wait may have had the answer
+            while (ended := os.waitpid(process.pid, os.WNOHANG)) == (0, 0):
+                for number, due in list(self._due.items()):
+                    if time.monotonic() >= due:
+                        self._due[number] = math.inf
+                        os.kill(process.pid, number)
+                time.sleep(0.1)
+            process.returncode = os.waitstatus_to_exitcode(ended[1])
+        return process.returncode
 
 
 class Executor:
@@ -60,16 +117,18 @@ class Executor:
         import submitit
 
         self.name, self.folder = name, runs.resolve() / ".jobs"
-        given = dict(_parameter(each) for each in parameters)
-        if given and name != "slurm":
+        given = {"signal_delay_s": GRACE_SECONDS, **dict(_parameter(each) for each in parameters)}
+        if parameters and name != "slurm":
             raise UserError("--slurm goes with --executor slurm")
         try:
+            self._grace = max(0.0, float(given["signal_delay_s"]) - QUEUE_SECONDS)
             if name == "slurm":
                 self._submitit: Any = submitit.SlurmExecutor(self.folder)
                 self._submitit.update_parameters(**{"time": MINUTES[name], **given})
             else:
+                _command_line(str(os.getpid()))  # a machine that cannot say is refused before a job is submitted
                 self._submitit = submitit.LocalExecutor(self.folder)
-                self._submitit.update_parameters(timeout_min=MINUTES[name])
+                self._submitit.update_parameters(timeout_min=MINUTES[name], **given)
         except RuntimeError as error:
             raise UserError(f"--executor {name}: {one_line(error)}") from None
         except ValueError as error:
@@ -87,15 +146,15 @@ class Executor:
         Raises UserError where the cluster refuses it.
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
-        from submitit.helpers import CommandFunction
 
+        environment = {}
         if self.name == "slurm":
             self._submitit.update_parameters(job_name=called)
         elif gpus := _gpus():
-            self._submitit.update_parameters(gpus_per_node=1, visible_gpus=(gpus[slot % len(gpus)],))
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         try:
             with _without_interrupts():
-                job = self._submitit.submit(CommandFunction(list(command), cwd=os.getcwd()))
+                job = self._submitit.submit(Command(list(command), os.getcwd(), environment, self._grace))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
             raise UserError(f"--executor {self.name}: not submitted: {one_line(error)}") from None
         return Job(self.name, job.job_id, socket.gethostname())
@@ -197,13 +256,28 @@ def _parameter(text: str) -> tuple[str, Any]:
     return key, int(value) if value.isdecimal() else value
 
 
-def _gpus() -> list[int]:
-    """The numbers of the GPUs that jobs on this machine may take."""
+def _command_line(number: str) -> str:
+    """Of a process; empty where there is none. Raises UserError where this machine cannot say."""
+    if (PROCESSES / "self").exists():
+        with contextlib.suppress(OSError):
+            return (PROCESSES / number / "cmdline").read_text(errors="replace")
+        return ""
+    try:
+        shown = subprocess.run(["ps", "-ww", "-o", "args=", "-p", number], capture_output=True, text=True)
+    except OSError:
+        raise UserError(
+            f"--executor local: whether a job goes on is asked of {PROCESSES} or of ps, and neither is here: install ps"
+        ) from None
+    return shown.stdout
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that jobs on this machine may take: numbers, GPU-... or MIG-..."""
     import torch
 
-    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [int(number) for number in named.split(",") if number.isdecimal()]
-    return list(range(torch.cuda.device_count()))
+    seen = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:seen] if named else [str(number) for number in range(seen)]
 
 
 @contextlib.contextmanager

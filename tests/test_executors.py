@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from safetensors import safe_open
 
 from benchmark import cli, executors, runner
 from benchmark.api import UserError
@@ -20,6 +22,7 @@ from tests.processes import SMALL, bench, checkpoint_of, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 240  # a command takes about twenty
+STOPPED = "bench: stopped; the same command goes on where it stopped"
 submitit = pytest.importorskip("submitit", reason="jobs need the extra scale")
 
 
@@ -75,6 +78,23 @@ def holders(runs: Path) -> list[str]:
     return [number for lock in runs.rglob("lock") if (number := runner.holder(lock.parent))]
 
 
+def signal_as_slurm(runs: Path) -> None:
+    """SIGUSR2 to the process at work and to submitit's above it, before the first checkpoint."""
+    (holder,) = until(lambda: holders(runs))
+    above = Path(f"/proc/{holder}/stat").read_text().rpartition(")")[2].split()[1]
+    assert not list(runs.rglob("checkpoint.safetensors"))
+    for number in (above, holder):
+        os.kill(int(number), signal.SIGUSR2)
+
+
+def saved_update(runs: Path) -> int:
+    """Of the checkpoint; -1 before there is one."""
+    for path in runs.rglob("checkpoint.safetensors"):
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["updates"])
+    return -1
+
+
 @pytest.mark.slow
 def test_two_jobs_side_by_side_that_are_left_and_found_again(whole: Path, runs: Path) -> None:
     command = [*words("muni", "mopoe"), "--runs", runs, "--executor", "local", "--max-jobs", "2"]
@@ -107,8 +127,7 @@ def test_a_job_that_is_stopped_is_missing_and_goes_on_at_the_next_call(whole: Pa
         _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     (line,) = (line for line in err.splitlines() if line.startswith("bench: muni seed 0: 4 numbers are missing: see "))
-    log = Path(line.rpartition(" see ")[2]).read_text()
-    assert log.splitlines()[-1] == "bench: stopped; the same command goes on where it stopped"
+    assert STOPPED in Path(line.rpartition(" see ")[2]).read_text().splitlines()
     assert checkpoint_of(runs).with_name("train.jsonl").read_text().startswith('{"update": 50,')
     status, out, _ = finish(*command)
     assert status == 0
@@ -116,10 +135,125 @@ def test_a_job_that_is_stopped_is_missing_and_goes_on_at_the_next_call(whole: Pa
     assert "muni             uncond" in out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("minutes", "case"), [(10, "timed-out"), (1000, "preempted")])
+def test_a_job_that_is_signalled_as_by_slurm_goes_on_from_there_with_the_same_numbers(
+    minutes: int, case: str, whole: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(executors.MINUTES, "local", minutes)  # of ten, submitit holds any to be over
+    made = executors.Executor("local", runs)
+    job = made.submit([sys.executable, "-m", "benchmark.cli", *words("muni"), "--runs", str(runs)], "muni", 0)
+    signal_as_slurm(runs)
+    until(lambda: saved_update(runs) >= 0 or not job.going_on(runs))
+    assert saved_update(runs) == 50
+    until(lambda: not job.going_on(runs))
+    assert rows(runs) == [row for row in rows(whole) if row[4] == "muni"]
+    log = made.log(job).read_text()
+    assert f"this job is {case}." in log
+    assert log.splitlines().count(STOPPED) == 1
+
+
+WORKER = """
+import os, signal, sys, time
+heard, (path, *signals) = [], sys.argv[1:]
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda number, frame: heard.append(number))
+for word in signals:
+    number, _, both = word.partition("+")
+    for process in [os.getppid()] + [os.getpid()] * bool(both):
+        os.kill(process, int(number))
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.5)  # a second one would come
+open(path, "w").write(repr(heard))
+sys.exit(130)
+"""
+TERM, USR2 = int(signal.SIGTERM), int(signal.SIGUSR2)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Signals that a job hears are this process's again afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def job_of(tmp_path: Path, handlers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Carries out words as submitit does in a job, here: `minutes` are its time limit, of which ten are over at once;
+    `again`: how often submitit queues it after one. Answers with what is queued."""
+    from submitit.core import submission
+    from submitit.helpers import DelayedSubmission
+
+    for name, value in {"EXECUTOR": "local", "LOCAL_JOB_ID": "1", "FOLDER": str(tmp_path)}.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+
+    def job(words: list[str], minutes: int = 1000, again: int = 3, grace: float = 60) -> tuple[Any, BaseException]:
+        delayed = DelayedSubmission(executors.Command(words, str(tmp_path), {}, grace))
+        delayed.set_timeout(minutes, again)
+        delayed.dump(tmp_path / "1_submitted.pkl")
+        with pytest.raises(BaseException) as ended:
+            submission.process_job(tmp_path)
+        return DelayedSubmission.load(tmp_path / "1_submitted.pkl"), ended.value
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("signals", "minutes", "again", "left", "ended"),
+    [
+        ([f"{USR2}+both"], 1000, 3, 3, SystemExit),
+        ([f"{USR2}+both"], 10, 3, 2, SystemExit),
+        ([f"{USR2}"], 10, 3, 2, SystemExit),
+        ([f"{USR2}+both"], 10, 0, -1, submitit.core.utils.UncompletedJobError),
+        ([f"{TERM}+both", f"{USR2}+both"], 1000, 3, 3, SystemExit),
+        ([f"{TERM}+both"], 1000, 3, 3, subprocess.CalledProcessError),
+    ],
+)
+def test_a_command_hears_one_signal_and_is_queued_again(
+    signals: list[str], minutes: int, again: int, left: int, ended: type, tmp_path: Path, job_of: Callable[..., Any]
+) -> None:
+    words = [sys.executable, "-c", WORKER, str(tmp_path / "heard"), *signals]
+    queued, error = job_of(words, minutes, again)
+    assert (tmp_path / "heard").read_text() == f"[{TERM}]"
+    assert isinstance(error, ended)
+    if ended is SystemExit:
+        assert error.code == 144  # submitit's: start it again
+    assert (queued.function.words, queued._timeout_countdown) == (words, left)
+
+
+def test_a_command_is_told_of_a_signal_that_reached_its_job_alone(
+    tmp_path: Path, job_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "PATIENCE_SECONDS", 0.3)
+    _, error = job_of([sys.executable, "-c", WORKER, str(tmp_path / "heard"), str(TERM)])
+    assert (tmp_path / "heard").read_text() == f"[{TERM}]"
+    assert error.returncode == 130
+
+
+def test_a_command_has_the_jobs_output_its_folder_and_its_gpu(
+    tmp_path: Path, handlers: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit has it in a local job that asks for none
+    words = ["bash", "-c", "echo $PWD $CUDA_VISIBLE_DEVICES; echo said >&2"]
+    executors.Command(words, str(tmp_path), {"CUDA_VISIBLE_DEVICES": "GPU-1f3a"}, 60)()
+    assert capfd.readouterr() == (f"{tmp_path} GPU-1f3a\n", "said\n")
+
+
+def test_a_command_that_does_not_stop_is_killed_and_queued_again(job_of: Callable[..., Any]) -> None:
+    began = time.monotonic()
+    _, error = job_of(["bash", "-c", f"trap '' TERM; kill -{USR2} $PPID; exec sleep {SECONDS}"], grace=0.5)
+    assert error.code == 144
+    assert 0.5 < time.monotonic() - began < SECONDS / 4
+
+
 CLUSTER = {
     "sbatch": """n=100; while [ -e "$CLUSTER/$n" ]; do n=$((n + 1)); done
 cp "$1" "$CLUSTER/$n.sh"
-SLURM_JOB_ID=$n bash "$CLUSTER/$n.sh" > /dev/null 2>&1 &
+export SLURM_JOB_ID=$n
+while rm -f "$CLUSTER/$n.again"; bash "$CLUSTER/$n.sh"; [ -e "$CLUSTER/$n.again" ]; do :; done > /dev/null 2>&1 &
 echo $! > "$CLUSTER/$n"
 echo "Submitted batch job $n" """,
     "srun": """while :; do case "$1" in
@@ -129,7 +263,8 @@ echo "Submitted batch job $n" """,
     *) break ;;
 esac; done
 name() { echo "$1" | sed "s/%j/$SLURM_JOB_ID/; s/%t/0/"; }
-exec "$@" > "$(name "$out")" 2> "$(name "$err")" """,
+exec "$@" >> "$(name "$out")" 2>> "$(name "$err")" """,
+    "scontrol": 'touch "$CLUSTER/$2.again"',
     "sacct": """echo 'JobID|State|NodeList'
 for n; do [ -e "$CLUSTER/$n" ] || continue
 kill -0 "$(cat "$CLUSTER/$n")" 2> /dev/null && state=RUNNING || state=FAILED
@@ -139,7 +274,7 @@ echo "$n|$state|here"; done""",
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The three commands of SLURM that are asked, on this machine; not a real cluster."""
+    """The commands of SLURM that are asked, on this machine; not a real cluster."""
     folder = tmp_path / "cluster"
     folder.mkdir()
     for name, text in CLUSTER.items():
@@ -152,17 +287,16 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_jobs_of_a_cluster_that_is_made_up(cluster: Path, whole: Path, runs: Path) -> None:
-    command = [*words("muni"), "--runs", runs, "--executor", "slurm", "--slurm", "partition=gpu", "--slurm", "time=60"]
+    command = [*words("muni"), "--runs", runs, "--executor", "slurm", "--slurm", "partition=gpu", "--slurm", "time=10"]
     with start(*command) as process:
-        (holder,) = until(lambda: holders(runs))
-        os.kill(int(holder), signal.SIGUSR2)  # what SLURM sends to the step before its time is over
+        signal_as_slurm(runs)
         _, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 1, err
-    assert "bench: muni seed 0: 4 numbers are missing: see " in err
-    assert finish(*command)[0] == 0
+    assert process.returncode == 0, err
+    assert submitted(runs) == 1
     assert rows(runs) == [row for row in rows(whole) if row[4] == "muni"]
-    script = (cluster / "101.sh").read_text().splitlines()
-    wanted = ["job-name=muni-seed0", "partition=gpu", "time=60", "signal=USR2@90", "open-mode=append"]
+    assert STOPPED in (runs / ".jobs" / "100_0_log.err").read_text().splitlines()
+    script = (cluster / "100.sh").read_text().splitlines()
+    wanted = ["job-name=muni-seed0", "partition=gpu", "time=10", "signal=USR2@90", "open-mode=append"]
     assert {f"#SBATCH --{each}" for each in wanted} <= set(script)
 
 
@@ -176,6 +310,8 @@ def test_a_clusters_parameters_are_submitits(cluster: Path, runs: Path) -> None:
         executors.Executor("slurm", runs, ["gpus=1"])
     with pytest.raises(UserError, match="--slurm gpus: write key=value"):
         executors.Executor("slurm", runs, ["gpus"])
+    with pytest.raises(UserError, match="--slurm: could not convert string to float: 'soon'"):
+        executors.Executor("slurm", runs, ["signal_delay_s=soon"])
 
 
 def test_without_a_cluster_or_a_folder_one_line_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,23 +331,53 @@ def test_a_job_that_the_cluster_refuses_is_one_line(cluster: Path, runs: Path) -
         executors.Executor("slurm", runs).submit(["true"], "name", 0)
 
 
-def test_jobs_of_this_machine_share_out_its_gpus(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+@pytest.mark.parametrize(
+    ("named", "seen", "gpus"),
+    [
+        ("2,5", 2, ["2", "5"]),
+        ("GPU-1f3a,GPU-77b0", 2, ["GPU-1f3a", "GPU-77b0"]),
+        ("MIG-c6d4", 1, ["MIG-c6d4"]),
+        ("1,0,-1,2", 2, ["1", "0"]),
+        (None, 2, ["0", "1"]),
+    ],
+)
+def test_jobs_of_this_machine_share_out_its_gpus(
+    named: str | None, seen: int, gpus: list[str], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
     made = executors.Executor("local", runs)
-    assert made.at_once() == 2
+    assert made.at_once() == len(gpus)
+    given = []
 
-    def submit(function: object) -> object:
-        seen.append(made._submitit.parameters["visible_gpus"])
+    def submit(command: executors.Command) -> object:
+        given.append(command.environment["CUDA_VISIBLE_DEVICES"])
         return type("Submitted", (), {"job_id": "1"})
 
     monkeypatch.setattr(made._submitit, "submit", submit)
-    for slot in range(3):
+    for slot in range(len(gpus) + 1):
         made.submit(["true"], "name", slot)
-    assert seen == [(2,), (5,), (2,)]
+    assert given == [*gpus, gpus[0]]
 
 
-def test_a_number_of_another_process_or_machine_is_no_job_of_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["-1", "NoDevFiles", ""])
+def test_gpus_that_are_hidden_are_not_given_to_jobs(named: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert executors._gpus() == []
+    assert executors.Executor("local", runs).at_once() == os.cpu_count()
+
+
+@pytest.mark.parametrize("asked", ["/proc", "ps"])
+def test_a_number_of_another_process_or_machine_is_no_job_of_ours(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asked == "ps":
+        monkeypatch.setattr(executors, "PROCESSES", tmp_path)
+    if not (shutil.which(asked) or Path(asked).exists()):
+        pytest.skip(f"this machine has no {asked}")
     here = executors.socket.gethostname()
     assert not executors.Job("local", str(os.getpid()), here).going_on(tmp_path)
     assert not executors.Job("local", "1", "another machine").going_on(tmp_path)
@@ -223,6 +389,16 @@ def test_a_number_of_another_process_or_machine_is_no_job_of_ours(tmp_path: Path
         assert job.going_on(tmp_path)
         process.kill()
         assert until(lambda: not job.going_on(tmp_path))  # though nobody has asked for its status
+
+
+def test_where_nothing_tells_of_processes_one_line_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = executors.Job("local", "1", executors.socket.gethostname())
+    monkeypatch.setattr(executors, "PROCESSES", runs)
+    monkeypatch.setenv("PATH", "")
+    for ask in (lambda: executors.Executor("local", runs), lambda: job.going_on(runs)):
+        with pytest.raises(UserError, match=r"is asked of .* or of ps, and neither is here: install ps"):
+            ask()
+    assert list(runs.iterdir()) == []
 
 
 def test_who_holds_a_run_directory(tmp_path: Path) -> None:
