@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy
 import pytest
@@ -14,8 +13,7 @@ from scipy import stats
 from benchmark.api import MetricCard, UserError
 from benchmark.compare import bless, compare, exit_code, holm, leave_one_out_false_alarms, moderated_t, tree_is_dirty
 from benchmark.records import Record, frame_of, load, read
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
 
 
 def card(scale: str, higher_is_better: bool = False) -> MetricCard:

@@ -20,9 +20,8 @@ from benchmark.api import UserError, cells
 from benchmark.conform import Check, conform
 from benchmark.runner import execute, prepare
 from benchmark.tables import Job
-from tests import house_numbers
+from tests import ROOT, house_numbers
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "add_a_method.md"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(), re.DOTALL))
 BUILT_IN = [(kind, name) for kind in registry.FOLDERS for name in registry.index(kind)]

@@ -14,8 +14,8 @@ import pytest
 from torch import nn
 
 from benchmark import api, registry
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")
 FOREIGN = "runners"  # run by other Pythons, with packages of their own
 # Names by which the tree calls a plug-in: what is read of these is asked of one, without hasattr, too.

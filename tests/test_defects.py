@@ -19,8 +19,8 @@ from benchmark.tables import RESULTS, job_of
 from models.experts import product
 from models.muni import MUNI
 from models.routes import full_and_leave_one_out
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFECTS = sorted((ROOT / "tests" / "defects").glob("*.py"))
 NAMES = ["prior_on_all_subsets", "product_drops_an_expert", "sampler_wrong_sign"]
 TASKS = ("one_to_one", "many_to_one", "uncond")

@@ -14,7 +14,7 @@ from baselines.mld import JUMP, MLD, schedule
 from benchmark.runtime import Draws
 from models.diffusion import FLOW, VARIANCE_PRESERVING, Path
 from models.networks import VelocityNetwork
-from tests.test_objectives import tiny
+from tests.latent_models import tiny
 
 PATHS = pytest.mark.parametrize("path", [FLOW, VARIANCE_PRESERVING], ids=["flow", "variance preserving"])
 TIMES = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)

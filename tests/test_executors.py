@@ -16,9 +16,9 @@ import pytest
 
 from benchmark import cli, executors, runner
 from benchmark.api import UserError
+from tests import ROOT
 from tests.processes import SMALL, bench, checkpoint_of, rows
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 240  # a command takes about twenty
 submitit = pytest.importorskip("submitit", reason="jobs need the extra scale")
 

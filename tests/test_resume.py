@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save
 from benchmark import runner
 from benchmark.api import Cell
 from benchmark.tables import job_of
-from tests import processes
-from tests.processes import SMALL, TINY, Answer, at_call, bench, checkpoint_of, cut, put, rows, send
+from tests import ROOT, processes
+from tests.command import Answer
+from tests.processes import SMALL, TINY, at_call, bench, checkpoint_of, cut, put, rows, send
 
-ROOT = Path(__file__).resolve().parent.parent
 UPDATES = TINY["updates"]
 UPDATE, SCORE = "benchmark.train.Trainer.update", "benchmark.runner.evaluate_cell"
 # A log line and a checkpoint at every tenth update, so that a kill finds a run in many states.
