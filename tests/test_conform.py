@@ -84,8 +84,7 @@ def run(method: str, dataset: str, metrics: tuple[str, ...], runs: Path, updates
     asked = [cell for task in tasks for cell in islice(cells(registry.stem(dataset), names, task), 1)]
     job = Job(method, dataset, "smoke", 0, tuple(asked), metrics)
     prepared = prepare(job, runs, [f"updates={updates}"])
-    outcome = execute([prepared], "cpu", lambda *progress: None)
-    assert outcome.errors == []
+    assert execute([prepared], "cpu", lambda *progress: None) == []
     rows = records.load(prepared.results)
     assert set(rows["status"]) == {"ok"}
     given = rows["given"].fillna("")

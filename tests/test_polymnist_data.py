@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from baselines.chance import Chance
-from benchmark import registry, runner
+from benchmark import records, registry, runner
 from benchmark.api import Cell, Inapplicable, Score, UserError, cells
 from benchmark.config import Config, resolve
 from benchmark.evaluate import evaluate_cell
@@ -717,16 +717,17 @@ def test_a_run_is_not_gone_on_with_on_other_photographs(gallery: Path, tmp_path:
     cell = Cell("polymnist_quadrant_labels", (), CARD.modalities)
     job = job_of("chance", "polymnist_quadrant_labels", "smoke", 0, [(cell, "label_coherence")])
 
-    def run(**fresh: bool) -> runner.Outcome:
+    def run(**fresh: bool) -> list[str]:
         prepared = runner.prepare(job, tmp_path / "runs", ["variant=clean-16-sklearn-folder", "train_rows=200"])
         (tmp_path / "runs" / "results.csv").unlink(missing_ok=True)
-        return runner.execute([prepared], "cpu", lambda *_: None, **fresh)
+        assert runner.execute([prepared], "cpu", lambda *_: None, **fresh) == []
+        return records.load(prepared.results)["status"].tolist()
 
-    assert run().finished == run().finished == 1
+    assert run() == run() == ["ok"]
     (gallery / "a.jpg").rename(gallery / "z.jpg")
     with pytest.raises(UserError, match=r"begun on the data .* put the former back, or pass --fresh"):
         run()
-    assert run(fresh=True).finished == run().finished == 1
+    assert run(fresh=True) == run() == ["ok"]
 
 
 def test_what_chance_scores_is_known_and_not_sampled(monkeypatch: pytest.MonkeyPatch):

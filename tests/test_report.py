@@ -326,9 +326,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     cell = (Cell("gaussian_mixture", (), ("x1", "x2", "x3")),)
     jobs = [Job(name, "gaussian_mixture", "smoke", 0, cell, ("swd", "shared_mse")) for name in ("muni", str(own))]
-    assert (
-        runner.execute([runner.prepare(job, base / "runs", SMALL) for job in jobs], "cpu", lambda *_: None).errors == []
-    )
+    assert runner.execute([runner.prepare(job, base / "runs", SMALL) for job in jobs], "cpu", lambda *_: None) == []
     (first, *_) = records.read(base / "runs" / "results.csv")
     further = [{"run_id": "another"}, {"run_id": "another", "preset": "cpu"}]
     records.append(base / "runs" / "results.csv", [records.Record(**vars(first) | each) for each in further])
