@@ -200,16 +200,13 @@ class Score:
     n: int
 
 
-class Method(Protocol):
-    """In practice an `nn.Module`. Draws every random number from `draws`, and touches no global generator.
+# What every plug-in answers, and below it what it may offer besides: who needs that asks by name, and does without it,
+# or says that the cell has no such number, where a plug-in lacks it.
 
-    One may offer `known(metric, cell)`, the metric's exact value where nothing has to be sampled for it, or None, and
-    `begin(stage, data)`, which is called before the first update of each stage and changes buffers alone.
-    One that is not trained here may offer `protocol()`: JSON values of what its numbers depend on, whose hash stands at
-    the end of its rows' protocol (a true `stand_in` among them marks the rows); and `origin()`: those that are known
-    before it is asked. What it made with another origin is thrown away.
-    A sanity row may name in `told_labels` the labels of the given rows that it is told, too (see `Dataset`).
-    """
+
+class Method(Protocol):
+    """In practice an `nn.Module`, as one with stages must be. Draws every random number from `draws`, and touches no
+    global generator."""
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None: ...
 
@@ -222,25 +219,84 @@ class Method(Protocol):
         ...
 
 
+class TakesDataset(Protocol):
+    """A method that has to know more of the dataset than its modalities; the runner tells it, once it is built."""
+
+    def bind(self, data: Any) -> None:
+        """May make weights. Raises Inapplicable for a dataset that the method cannot do with."""
+        ...
+
+
+class PreparesStages(Protocol):
+    """A method that measures something between its stages; the trainer says when."""
+
+    def begin(self, stage: str, data: Dataset) -> None:
+        """Called before the first update of each stage; changes buffers alone."""
+        ...
+
+
+class HasLatent(Protocol):
+    """A method that infers one latent, (rows, size) of any size, whatever is given; the criteria probe it."""
+
+    def infer(self, given: Batch, draws: Draws) -> Tensor:
+        """(rows, size) from the given modalities. Raises Inapplicable for a subset from which it infers none."""
+        ...
+
+    def sample_prior(self, rows: int, draws: Draws) -> Tensor:
+        """(rows, size) from nothing."""
+        ...
+
+    def decode(self, z: Tensor, want: Sequence[str], draws: Draws) -> Batch:
+        """A row of every wanted modality, raw units, from each of the latents (rows, size)."""
+        ...
+
+
+class MakesThings(Protocol):
+    """A method that makes pictures, sounds and sentences itself; scoring asks it on a dataset that has `raw`."""
+
+    def things(self, cell: Cell, split: str, indices: Tensor, draws: Draws) -> Raw:
+        """What the cell wants, a row for each of the split's rows at `indices`, (rows,) int64; of the sizes, and with
+        sounds at the rate, of the dataset's own. Raises Inapplicable for a direction that the method does not have, and
+        Unanswered where rows could not be made now."""
+        ...
+
+
+class PublishedModel(Protocol):
+    """A method whose weights were trained elsewhere; the runner files its rows by what answered, and `bench doctor`,
+    `bench conform` and the tables ask whether it is on this machine."""
+
+    @classmethod
+    def absent(cls) -> str:
+        """Why it cannot be asked here and how to mend that, in one line; empty where it can be."""
+        ...
+
+    def origin(self) -> Mapping[str, Any]:
+        """JSON values of what its numbers depend on that are known before it is asked. What it made with another origin
+        is thrown away."""
+        ...
+
+    def protocol(self) -> Mapping[str, Any]:
+        """JSON values of all that its numbers depend on, whose hash stands at the end of its rows' protocol; a true
+        `stand_in` among them marks the rows."""
+        ...
+
+
+class KnowsScores(Protocol):
+    """A sanity row some of whose scores need no rows; scoring asks it before it samples."""
+
+    def known(self, metric: Any, cell: Cell) -> float | None:
+        """The exact value of a metric, made for the cell; None where rows have to be drawn."""
+        ...
+
+
+class ToldLabels(Protocol):
+    """A sanity row that is told more than the cell gives; scoring adds it to `given`."""
+
+    told_labels: Sequence[str]  # of the dataset's `labels`
+
+
 class Dataset(Protocol):
-    """Rows are a pure function of (variant, split, index); `--seed` never moves them.
-
-    One whose world is known answers for the rows `real` and `chance` too: `conditional(given, want, draws)`, fresh
-    rows of the exact law of `want` given the observed modalities (Inapplicable where it cannot), and
-    `independent(want, draws)`, fresh rows of each modality apart.
-
-    One whose pictures show what no modality says has `labels`, {name: classes}: its rows hold these, (rows,) int64,
-    beside the modalities, and no method that is compared reads them.
-
-    One whose training rows hold some of the modalities each names the splits of like rows in `corpora`; a batch comes
-    from one of them. One whose modalities are features of pictures, sounds and sentences answers for those, too:
-    `raw(split, indices)`, the things themselves as a `Raw` batch; `render(generated, draws)`, things from generated
-    features; `real(split, indices)`, as `raw` with another sentence of each row; `split_of(cell)`, the split whose
-    rows a cell gives and compares with, and `fresh_split(cell)`, other rows of the same kind, for Fréchet distances;
-    `clusters(split, indices)`, (rows,) numbers of which rows of one are not independent; `sample_rate`, of sounds, in
-    Hz; `language_model()` (models/texts.py); `judged_by`, "trained" or "pretrained" judges
-    (benchmark/metrics/judges.py), and for trained ones `digit_of(text)` and the `world` behind the features.
-    """
+    """Rows are a pure function of (variant, split, index); `--seed` never moves them."""
 
     modalities: tuple[Modality, ...]
 
@@ -259,12 +315,146 @@ class Dataset(Protocol):
         ...
 
 
-class Metric(Protocol):
-    """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size.
+class OnDevice(Protocol):
+    """A dataset whose rows may lie elsewhere than on the processor; metrics make its indices there."""
 
-    One may offer `protocol(data)`: JSON values of what its numbers depend on besides the configuration (models and
-    their revisions, preprocessing, scale, references), whose hash stands in its rows behind the configuration's.
-    """
+    device: str
+
+
+class Identified(Protocol):
+    """A dataset that is made of files which may be others on another day; the runner refuses to go on with a run on
+    others, and what the suite trains on its rows is kept under that name."""
+
+    identity: str  # all that rows depend on besides configuration, code, split and index
+
+
+class Corpora(Protocol):
+    """A dataset whose training rows hold some of the modalities each; the trainer takes each batch from one of these
+    splits, and methods that need full rows are refused."""
+
+    corpora: tuple[str, ...]  # splits of like rows, in place of "train"
+
+
+class KnownLaw(Protocol):
+    """A dataset that samples its own laws; the rows `real` and `chance` ask it."""
+
+    def conditional(self, given: Batch, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of the exact law of `want` given the observed modalities, raw units; from nothing where none are.
+        Raises Inapplicable where that law is not known."""
+        ...
+
+    def independent(self, want: Sequence[str], draws: Draws) -> Batch:
+        """Fresh rows of each modality apart, raw units: right marginals and no relation."""
+        ...
+
+
+class KnownCoordinates(Protocol):
+    """A dataset of vectors that says which coordinates agree; metrics of shared and private ones and `bench sample` ask
+    it."""
+
+    def shared(self, first: str, second: str) -> tuple[Tensor, Tensor]:
+        """Coordinates of each of two modalities that are equal in every row, aligned, (coordinates,) int64 each."""
+        ...
+
+    def private(self, modality: str) -> slice:
+        """The coordinates that no other modality knows of."""
+        ...
+
+
+class KnownFactors(Protocol):
+    """A dataset of vectors made of known factors, independent mixtures of unit normals with equal weights; the criteria
+    ask for the factors, and metrics' `chance` and `ceiling` for the means."""
+
+    means: Mapping[str, Tensor]  # factor -> (components, size)
+    layout: Mapping[str, Mapping[str, slice]]  # modality -> factor -> the coordinates that it fills
+    probe_rows: int  # of the validation split, that probes are fitted on
+
+    def factors(self, split: str, indices: Tensor) -> Batch:
+        """factor -> (rows, size): what is behind `rows`."""
+        ...
+
+
+class Labelled(Protocol):
+    """A dataset whose pictures show what no modality says: its rows hold these classes, (rows,) int64, beside the
+    modalities. Metrics of labels and the row `real` read them, and no method that is compared does."""
+
+    labels: Mapping[str, int]  # name -> classes
+
+
+class ReadByVerifier(Protocol):
+    """A dataset that chooses the network which reads labels off its pictures; metrics of labels ask it, and train that
+    network on its split "verifier"."""
+
+    verifier: Literal["resnet", "segformer"]  # "resnet" where there is none
+
+
+class FeaturesOfThings(Protocol):
+    """A dataset whose modalities are features of pictures, sounds and sentences: what is scored is these things, at the
+    rows of `split_of(cell)`, which is "test" for a dataset of other kinds."""
+
+    sample_rate: int  # of sounds, in Hz
+    judged_by: Literal["trained", "pretrained"]  # who embeds things and takes their features: see the next two
+
+    def raw(self, split: str, indices: Tensor) -> Raw:
+        """The things themselves of what the split holds, at `indices`, (rows,) int64."""
+        ...
+
+    def render(self, generated: Batch, draws: Draws) -> Raw:
+        """Things from generated features (rows, size) and words (rows, words)."""
+        ...
+
+    def split_of(self, cell: Cell) -> str:
+        """The split whose rows a cell gives and compares with."""
+        ...
+
+    def clusters(self, split: str, indices: Tensor) -> Tensor:
+        """(rows,) int64: rows of one number are not independent."""
+        ...
+
+
+class TrainsJudges(Protocol):
+    """A dataset that is judged by networks which the suite trains on its split "judge", whose rows hold all modalities
+    (benchmark/metrics/towers.py)."""
+
+    world: Any  # that knows nothing of features and has `identity`, `sample_rate`, `count` and `raw`; or else itself
+
+    def digit_of(self, text: str) -> int:
+        """The digit that a sentence names; -1 where it names none, or several."""
+        ...
+
+
+class NamesJudges(Protocol):
+    """A dataset that is judged by published networks; their metrics load them (benchmark/metrics/pretrained.py)."""
+
+    models: Any  # a data_prep.pretrained.Models
+
+
+class FreshThings(Protocol):
+    """A dataset of things that has rows to spare; Fréchet distances compare with these, and else with the cell's."""
+
+    def fresh_split(self, cell: Cell) -> str:
+        """A split of other rows of the same kind as the cell's."""
+        ...
+
+
+class OtherSentences(Protocol):
+    """A dataset of things that has two sentences for one thing; the row `real` and the metrics' ceilings ask it."""
+
+    def real(self, split: str, indices: Tensor) -> Raw:
+        """As `raw`, with another sentence of each row."""
+        ...
+
+
+class WritesTexts(Protocol):
+    """A dataset whose text modality is written by a frozen language model; methods with a latent bind to it."""
+
+    def language_model(self) -> Any:
+        """A models.texts.LanguageModel."""
+        ...
+
+
+class Metric(Protocol):
+    """Made once per cell; sees blocks of rows in order; float64 inside; independent of the block size."""
 
     def __init__(self, cell: Cell, data: Any) -> None:
         """Raises Inapplicable, with the reason, when the cell has no such number."""
@@ -284,6 +474,28 @@ class Metric(Protocol):
     @staticmethod
     def ceiling(cell: Cell, data: Any) -> float | None:
         """Expected value for a perfect sampler."""
+        ...
+
+
+class SeveralDraws(Protocol):
+    """A metric that compares several samples of one source; scoring draws as many for it."""
+
+    draws_per_row: int  # above 1, `generated` holds (rows, draws, *shape)
+
+
+class ExactChance(Protocol):
+    """A metric whose `chance` is no estimate; the row `chance` takes it without drawing rows."""
+
+    chance_is_exact: bool
+
+
+class StatesProtocol(Protocol):
+    """A metric whose numbers depend on more than the configuration; scoring puts a hash of that into its rows, behind
+    the configuration's."""
+
+    @classmethod
+    def protocol(cls, data: Any) -> Mapping[str, Any]:
+        """JSON values: models and their revisions, preprocessing, scale, references."""
         ...
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from benchmark.claims import Claim
     from benchmark.report import Chapter, Shown
-    from benchmark.runner import Outcome, Run
+    from benchmark.runner import Run
 
 app = typer.Typer(
     name="bench",
@@ -252,13 +252,13 @@ def reproduce(
     names = registry.card("dataset", loaded.dataset).modalities
     jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
     away = Away(executor, max_jobs, slurm, ["reproduce", table]) if executor or slurm else None
-    outcome = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away, quiet=True)
+    errors = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away, quiet=True)
     if not plan:
         print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
         for why in _absent(loaded).values() if not method else ():
             print(f"without {why}", file=sys.stderr)
         _suggest(loaded, preset, method, _seeds(seed), runs, set_)
-    if outcome and outcome.errors:
+    if errors:
         raise typer.Exit(1)
 
 
@@ -739,8 +739,9 @@ def _carry_out(
     fresh: bool,
     away: Away | None = None,
     quiet: bool = False,
-) -> Outcome | None:
-    """Run jobs with progress, here or `away`; say what would run with `plan`; print the rows' means unless `quiet`."""
+) -> list[str]:
+    """Run jobs with progress, here or `away`; say what would run with `plan`; print the rows' means unless `quiet`.
+    What went wrong, a line each."""
     from benchmark import runner
     from benchmark.processes import here
 
@@ -752,27 +753,27 @@ def _carry_out(
                 f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
                 f"{each.config.updates} updates  {each.directory}"
             )
-        return None
+        return []
     if away is None:
         device = _device(device)
         if not here().main:
             runner.follow(prepared, device)
             raise typer.Exit
         with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
-            outcome = runner.execute(prepared, device, report, 60 * max_minutes or None, fresh)
+            errors = runner.execute(prepared, device, report, 60 * max_minutes or None, fresh)
     else:
         if fresh:
             raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
         more = [*_words("--set", overrides), *_words("--device", filter(None, [device])), "--runs", str(runs)]
         more += _words("--max-time", [str(max_minutes)] if max_minutes else [])
-        outcome = _submit(prepared, away, runs, more)
-    for error in outcome.errors:
+        errors = _submit(prepared, away, runs, more)
+    for error in errors:
         print(f"bench: {error}", file=sys.stderr)
     if not quiet:
         _print_means(prepared, runs, overrides)
-        if outcome.errors:
+        if errors:
             raise typer.Exit(1)
-    return outcome
+    return errors
 
 
 @dataclass(frozen=True)
@@ -785,8 +786,8 @@ class Away:
     words: list[str]
 
 
-def _submit(prepared: list[Run], away: Away, runs: Path, more: list[str]) -> Outcome:
-    """Submit what lacks numbers and wait for it."""
+def _submit(prepared: list[Run], away: Away, runs: Path, more: list[str]) -> list[str]:
+    """Submit what lacks numbers and wait for it; a line for each error."""
     tables.known_name(away.executor, ("local", "slurm"), "executor", "--executor")
     if find_spec("submitit") is None:
         from benchmark.doctor import install_command

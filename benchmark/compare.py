@@ -45,7 +45,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from benchmark.api import MetricCard, UserError, one_line
 from benchmark.files import write_atomic
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 CELL = KEY[:-1]  # a key without its seed
 RULES = ("auto", "exact", "paired", "statistical")
-VERDICTS = ("same", "worse", "better", "missing", "new", "incomparable")
 PRIOR_DEGREES = 4
 ALPHA = 0.05
 
@@ -78,8 +77,6 @@ class Verdict:
     rule: str = ""
     reference: float = math.nan
     fresh: float = math.nan
-    reference_seeds: int = 0
-    fresh_seeds: int = 0
     paired: float = math.nan
     shift: float = math.nan
     p: float = math.nan
@@ -137,39 +134,6 @@ def exit_code(verdicts: DataFrame) -> int:
     if found & {"worse", "better"}:
         return 1
     return 0 if "same" in found and not found & {"missing", "incomparable"} else 2
-
-
-class FalseAlarms(NamedTuple):
-    """`per_run`: share of the left-out seeds with an alarm in any cell; `per_cell`: share of the comparisons."""
-
-    per_run: float
-    per_cell: float
-    runs: int
-    alarms: DataFrame
-
-
-def leave_one_out_false_alarms(reference: DataFrame, cards: Mapping[str, MetricCard]) -> FalseAlarms:
-    """The statistical rule on real seeds: each reference seed in turn is the candidate against all others.
-
-    A seed of the frame is one run. Its comparisons have one reference seed less than a real check, and the runs
-    share their reference seeds, so that a collapsed seed can raise alarms in its own run only. Raises UserError
-    where there are fewer than three seeds.
-    """
-    import pandas
-
-    seeds = sorted(set(reference["seed"]))
-    if len(seeds) < 3:
-        raise UserError(f"the reference has {len(seeds)} seeds, leaving one out needs 3 or more: bless more seeds")
-    parts = []
-    for seed in seeds:
-        left_out = reference["seed"] == seed
-        verdicts = compare(reference[~left_out], reference[left_out], cards, rule="statistical")
-        parts.append(verdicts[verdicts["p"].notna()].assign(left_out_seed=seed))
-    compared = pandas.concat(parts, ignore_index=True)
-    alarms = compared[compared["verdict"] != "same"].reset_index(drop=True)
-    return FalseAlarms(
-        alarms["left_out_seed"].nunique() / len(seeds), len(alarms) / max(1, len(compared)), len(seeds), alarms
-    )
 
 
 def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, drop_missing: bool = False) -> DataFrame:
@@ -322,9 +286,7 @@ def _priors(old: Mapping[CellKey, Seeds], cards: Mapping[str, MetricCard]) -> di
 
 def _outset(cell: CellKey, old: Seeds, new: Seeds, run_seeds: set[int], card: MetricCard | None) -> Verdict:
     """What can be said before the numbers are looked at; the verdict is empty where they have to be."""
-    verdict = Verdict(
-        cell, reference=_mean(old), fresh=_mean(new), reference_seeds=len(_scored(old)), fresh_seeds=len(_scored(new))
-    )
+    verdict = Verdict(cell, reference=_mean(old), fresh=_mean(new))
     versions = {
         column: [sorted({str(getattr(record, column)) for record in side.values()}) for side in (old, new)]
         for column in VERSIONS

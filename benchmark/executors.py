@@ -24,7 +24,7 @@ from typing import Any
 from benchmark import runner
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
-from benchmark.runner import Outcome, Report, Run
+from benchmark.runner import Report, Run
 
 RECORD = "job.json"  # in a run's directory while a job of it may go on
 PROCESSES = Path("/proc")  # of this machine, where it has that
@@ -166,14 +166,16 @@ class Executor:
 
 def carry_out(
     runs: Sequence[Run], commands: Sequence[Sequence[str]], executor: Executor, most: int, report: Report
-) -> Outcome:
-    """Submit a command for each run that lacks numbers, `most` at a time or else `at_once`; wait until none goes on.
+) -> list[str]:
+    """Submit a command for each run that lacks numbers, `most` at a time or else `at_once`; wait until none goes on. A
+    line for each error.
 
     A run that goes on already is waited for; one whose job ends without all its numbers is an error, and not submitted
     again. Raises Left on Ctrl-C, and UserError where nothing can be submitted.
     """
     waiting = [(run, command) for run, command in zip(runs, commands, strict=True) if runner.missing(run)]
-    outcome, most = Outcome(finished=len(runs) - len(waiting)), most or executor.at_once()
+    errors: list[str] = []
+    most = most or executor.at_once()
     going: dict[int, Run] = {}  # by slot
     found = [pair for pair in waiting if _going_on(pair[0], executor.folder)]
     for slot, pair in enumerate(found):
@@ -183,7 +185,7 @@ def carry_out(
         while waiting or going:
             for slot, run in list(going.items()):
                 if not _going_on(run, executor.folder):
-                    _judge(going.pop(slot), executor, outcome)
+                    errors += _faults(going.pop(slot), executor)
             while waiting and len(going) < most:
                 run, command = waiting.pop(0)
                 slot = next(number for number in itertools.count() if number not in going)
@@ -196,18 +198,17 @@ def carry_out(
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         raise Left(_left(list(going.values()), len(waiting), executor)) from None
-    return outcome
+    return errors
 
 
-def _judge(run: Run, executor: Executor, outcome: Outcome) -> None:
-    """Count a run whose job is over by its rows."""
+def _faults(run: Run, executor: Executor) -> list[str]:
+    """A line where a run whose job is over lacks rows."""
     job = _record(run)
     (run.directory / RECORD).unlink(missing_ok=True)
     if not (lacking := runner.missing(run)):
-        outcome.finished += 1
-        return
+        return []
     said = f": see {executor.log(job)}" if job else ""
-    outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {len(lacking)} numbers are missing{said}")
+    return [f"{run.job.method} seed {run.job.seed}: {len(lacking)} numbers are missing{said}"]
 
 
 def _going_on(run: Run, folder: Path) -> bool:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,6 @@ class Run:
         return self.directory.parents[3] / "results.csv"
 
 
-@dataclass
-class Outcome:
-    """What became of a list of runs."""
-
-    finished: int = 0
-    errors: list[str] = field(default_factory=list)
-
-
 def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     """Resolve a job without touching torch's state or the disk. Raises UserError for anything unknown."""
     method_card: MethodCard = registry.card("method", job.method)
@@ -119,14 +111,16 @@ def missing(run: Run) -> list[tuple[Cell, str]]:
 
 def execute(
     runs: Iterable[Run], device: str, report: Report, max_seconds: float | None = None, fresh: bool = False
-) -> Outcome:
-    """Carry out runs in order. A run that fails leaves an error row per cell, and the next one starts.
+) -> list[str]:
+    """Carry out runs in order; a line for each error. A run that fails leaves an error row per cell, and the next one
+    starts.
 
     Of several processes the main one does this, and the others `follow`. Raises Stopped when interrupted or out of
     time; UserError for what only the user can mend, and before anything is run where a stand-in would answer in the
     name of a published model.
     """
-    outcome, runs = Outcome(), list(runs)
+    errors: list[str] = []
+    runs = list(runs)
     for run in runs:
         if (name := registry.base("method", run.job.method)) in external.names() and (fresh or missing(run)):
             external.refuse_stand_in(name, run.job.preset)
@@ -135,15 +129,13 @@ def execute(
         at_last.callback(here().dismiss)
         for run in runs:
             if not fresh and not missing(run):
-                outcome.finished += 1
                 continue
             with _alone_in(run.directory):
                 _forget(run, everything=fresh)
                 try:
                     # What is missing is asked again: another process may have worked here.
                     failed = _execute_one(run, missing(run), device, report, stopped, deadline)
-                    outcome.errors += [f"{run.job.method} seed {run.job.seed}: {reason}" for reason in failed]
-                    outcome.finished += 1
+                    errors += [f"{run.job.method} seed {run.job.seed}: {reason}" for reason in failed]
                 except Stopped:
                     raise Stopped(by_user=stopped()) from None
                 except KeyboardInterrupt:
@@ -152,14 +144,13 @@ def execute(
                     raise
                 except Inapplicable as refusal:
                     _append(run, device, _without_score(run, f"n/a: {refusal}"))
-                    outcome.finished += 1
                 except Exception as error:  # one method's failure must not cost the others their turn
                     reason = one_line(f"error: {type(error).__name__}: {error}")
                     _append(run, device, _without_score(run, reason))
-                    outcome.errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
+                    errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
                     if not here().listening:
-                        raise UserError(f"{outcome.errors[-1]}: the same command goes on without it") from error
-    return outcome
+                        raise UserError(f"{errors[-1]}: the same command goes on without it") from error
+    return errors
 
 
 def follow(runs: Iterable[Run], device: str) -> None:

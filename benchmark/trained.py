@@ -45,7 +45,7 @@ def ready(network: Trained, kind: str, key: str, facts: Mapping[str, Any], train
     """
     path = folder(kind) / f"{key}.safetensors"
     with _alone(path):
-        if not _load(network, path, kind, facts, say):
+        if not _load(network, path, facts, say):
             train()
             network.facts["weights"] = checksum(network)
             _store(network, path, say)
@@ -68,7 +68,7 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _load(network: Trained, path: Path, kind: str, facts: Mapping[str, Any], say: Say) -> bool:
+def _load(network: Trained, path: Path, facts: Mapping[str, Any], say: Say) -> bool:
     """Whether the file had this network, which is as it was where it had not; one line where it is damaged."""
     if not path.exists():
         return False

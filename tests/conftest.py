@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 torch.set_num_threads(1)  # pytest -n uses the other cores
 
 

@@ -18,15 +18,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner
 
 from baselines import external
 from baselines.external import Runner, answered
 from benchmark import records, registry, tables
 from benchmark.api import TASKS, Cell, cells
-from benchmark.cli import app
 from benchmark.runtime import Draws
 from benchmark.samples import write_png, write_wav
+from tests.command import bench
 from tests.tiny import shared
 
 MODALITIES = ("text", "image", "audio")
@@ -227,12 +226,10 @@ def reproduced(name: str, folder: Path, *options: str) -> pd.DataFrame:
         'sanity = ["real"]\nseeds = { smoke = 1, gpu = 1 }\n' + "".join(columns)
     )
     sizes = ["--set", "evaluation_rows=2", "--set", "unconditional_rows=2"]
-    command = ["reproduce", str(folder / "own.toml"), "--device", "cpu", "--runs", str(folder / "runs"), *sizes]
-    answer = CliRunner().invoke(app, [*command, "--preset", "smoke", "--format", "csv", *options])
-    if answer.exception is not None and not isinstance(answer.exception, SystemExit):
-        raise answer.exception
-    assert answer.exit_code == 0, answer.output
-    lines = [line for line in answer.output.splitlines() if line.startswith(("own,", "table,"))]
+    command = ["reproduce", folder / "own.toml", "--device", "cpu", "--runs", folder / "runs", *sizes]
+    answer = bench(*command, "--preset", "smoke", "--format", "csv", *options)
+    assert answer.status == 0, answer.err
+    lines = [line for line in answer.out.splitlines() if line.startswith(("own,", "table,"))]
     return pd.read_csv(io.StringIO("\n".join(lines)), keep_default_na=False)
 
 

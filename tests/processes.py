@@ -15,13 +15,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmark import cli, records
+from tests.command import Answer
 
 TINY = {
     "updates": 100,
@@ -40,15 +40,6 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
     ["benchmark.runner", "models.muni", "pandas", "scipy.stats", "rich.progress", "torch._dynamo", "typer._adapters"]
 )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`status`: the exit status, or minus the number of the signal that ended the process."""
-
-    status: int
-    out: str
-    err: str
 
 
 def bench(*words: object, patches: Sequence[Callable[[], object]] = ()) -> Answer:

@@ -24,10 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from benchmark import records
-from tests import processes
-from tests.processes import SMALL, Answer, at_call, bench, checkpoint_of, contents, put, rows, send
+from tests import ROOT, processes
+from tests.command import Answer
+from tests.processes import SMALL, at_call, bench, checkpoint_of, contents, put, rows, send
 
-ROOT = Path(__file__).resolve().parent.parent
 UPDATE = "benchmark.train.Trainer.update"
 OFTEN = (partial(put, "benchmark.train:CHECKPOINT_SECONDS", 0.0), partial(put, "benchmark.train:LOG_EVERY", 10))
 

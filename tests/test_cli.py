@@ -11,8 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -22,8 +21,9 @@ import pytest
 import torch
 
 from benchmark import api, claims, cli, compare, config, doctor, records, registry, runner, tables
+from tests import ROOT
+from tests.command import bench
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = {
     "updates": 20,
     "train_rows": 500,
@@ -63,32 +63,12 @@ HUMBLE = NOISE.replace("import MethodCard", "import Inapplicable, MethodCard").r
 )
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def bench(*arguments: object) -> Answer:
-    """Run the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    words = ["bench", *map(str, arguments)]
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", words):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with two rows of table5, one seed; tests only read it."""
     runs = tmp_path_factory.mktemp("cli") / "runs"
     answer = bench("reproduce", "table5", "-m", "muni", "-m", "chance", "-s", "0", *SMALL, "--runs", runs)
-    assert answer.code == 0, answer.err
+    assert answer.status == 0, answer.err
     return runs
 
 
@@ -218,7 +198,7 @@ def test_info_on_a_metric_and_on_a_users_file(plugin) -> None:
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(runs: Path, arguments: list[str], message: str) -> None:
     answer = bench(*arguments, "--runs", runs)
-    assert answer.code == 2
+    assert answer.status == 2
     assert answer.out == ""
     assert answer.err.startswith("bench: ") and answer.err.count("\n") == 1, answer.err
     assert message in answer.err
@@ -233,7 +213,7 @@ def test_bad_input_is_one_line_and_status_2(runs: Path, arguments: list[str], me
 ])  # fmt: skip
 def test_bad_input_of_commands_without_runs(arguments: list[str], message: str) -> None:
     answer = bench(*arguments)
-    assert (answer.code, answer.out) == (2, "")
+    assert (answer.status, answer.out) == (2, "")
     assert answer.err.count("\n") == 1 and message in answer.err
 
 
@@ -242,7 +222,7 @@ def test_bad_input_of_commands_without_runs(arguments: list[str], message: str) 
 )
 def test_a_wrong_option_has_status_2(arguments: list[object]) -> None:
     answer = bench(*arguments)
-    assert (answer.code, answer.out) == (2, "") and answer.err
+    assert (answer.status, answer.out) == (2, "") and answer.err
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -256,7 +236,7 @@ def test_a_faulty_table_file_runs_nothing(runs: Path, tmp_path: Path, change: tu
     assert change[0] in source
     (tmp_path / "mine.toml").write_text(source.replace(*change, 1))
     answer = bench("reproduce", tmp_path / "mine.toml", *SMALL, "--runs", runs)
-    assert answer.code == 2 and message in answer.err and answer.err.count("\n") == 1
+    assert answer.status == 2 and message in answer.err and answer.err.count("\n") == 1
     assert list(runs.iterdir()) == []
 
 
@@ -268,13 +248,13 @@ def test_a_faulty_table_file_runs_nothing(runs: Path, tmp_path: Path, change: tu
 ])  # fmt: skip
 def test_a_faulty_file_of_the_user_runs_nothing(runs: Path, plugin, source: str, message: str) -> None:
     answer = bench("run", "-m", plugin("mine.py", source), *SMALL, "--runs", runs)
-    assert answer.code == 2 and message in answer.err and answer.err.count("\n") == 1
+    assert answer.status == 2 and message in answer.err and answer.err.count("\n") == 1
     assert list(runs.iterdir()) == []
 
 
 def test_an_interrupt_has_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "index", mock.Mock(side_effect=KeyboardInterrupt))
-    assert bench("list").code == 130
+    assert bench("list").status == 130
 
 
 # Planning and running.
@@ -285,7 +265,7 @@ def test_an_interrupt_has_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_plan_writes_nothing(runs: Path, command: list[str]) -> None:
     answer = bench(*command, "--seed", "0-1,4", *SMALL, "--runs", runs, "--plan")
-    assert answer.code == 0
+    assert answer.status == 0
     rows = [line.split() for line in answer.out.splitlines()]
     assert [(row[0], row[2]) for row in rows] == [(name, seed) for seed in "014" for name in ("muni", "chance")]
     assert all(row[3] == row[5] != "0" for row in rows)  # all numbers are missing
@@ -310,7 +290,7 @@ def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> N
     assert len(values) == 6
     shown = f"{statistics.fmean(values):.4f}"
     answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in tables.FORMATS}
-    assert {answer.code for answer in answers.values()} == {0}
+    assert {answer.status for answer in answers.values()} == {0}
     assert [name for name, answer in answers.items() if name != "csv" and shown not in answer.out] == []
     lines = list(csv.DictReader(io.StringIO(answers["csv"].out)))
     assert any(
@@ -325,7 +305,7 @@ def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> N
 def test_what_is_finished_is_not_run_again(finished: Path) -> None:
     before = (finished / "results.csv").read_bytes()
     answer = bench("reproduce", "table5", "-m", "muni", "-m", "chance", "-s", "0", *SMALL, "--runs", finished)
-    assert answer.code == 0
+    assert answer.status == 0
     assert "training" not in answer.err and "scoring" not in answer.err
     assert (finished / "results.csv").read_bytes() == before
 
@@ -336,7 +316,7 @@ def test_the_commands_that_are_suggested_work(finished: Path) -> None:
     assert len(suggested) == 2
     for line in suggested:
         words = line.split()
-        assert bench(*words, *(["--plan"] if words[0] == "reproduce" else ["--rows", 4])).code == 0, line
+        assert bench(*words, *(["--plan"] if words[0] == "reproduce" else ["--rows", 4])).status == 0, line
     out = bench("run", "-m", "muni", "-t", "uncond", *SMALL, "--runs", finished).out
     assert "MUNI" in bench(*out.rpartition("Next: bench ")[2].split()).out
 
@@ -345,7 +325,7 @@ def test_sample_writes_beside_the_run_or_where_it_is_told(finished: Path, tmp_pa
     answer = bench(
         "sample", "-m", "muni", *SMALL, "--runs", finished, "--given", "x1+x2", "--rows", 4, "--out", tmp_path
     )
-    assert answer.code == 0
+    assert answer.status == 0
     assert (tmp_path / "x1+x2_to_x3.safetensors").exists()
     bench("sample", "-m", "chance", *SMALL, "--runs", finished, "--rows", 4)
     assert len(list(finished.glob("smoke/*/chance/*/samples/nothing_to_*.safetensors"))) == 1
@@ -355,23 +335,23 @@ def test_claims_without_enough_seeds_are_undecided(finished: Path) -> None:
     count = len(claims.load_claims(registry.index("metric")))
     for name in ("term", "md"):
         answer = bench("claims", *SMALL, "-f", name, "--runs", finished)
-        assert answer.code == 0
+        assert answer.status == 0
         assert f"{count} claims at preset smoke: 0 holds, 0 fails, {count} undecided" in answer.out
     for chosen in (["table5"], ["table2", "table6"]):
         of_them = sum(claim.table in chosen for claim in claims.load_claims(registry.index("metric")))
         assert 0 < of_them < count
         assert f"{of_them} claims at" in bench("claims", *chosen, *SMALL, "--runs", finished).out
     wrong = bench("claims", "tabel5", *SMALL, "--runs", finished)
-    assert wrong.code == 2 and "unknown table with claims 'tabel5': did you mean 'table5'?" in wrong.err
+    assert wrong.status == 2 and "unknown table with claims 'tabel5': did you mean 'table5'?" in wrong.err
 
 
 def test_max_time_stops_cleanly_and_the_same_command_goes_on(runs: Path) -> None:
     command = ["run", "-m", "muni", "-t", "uncond", *SMALL, "--set", "updates=100", "--runs", runs]
     stopped = bench(*command, "--max-time", 1e-6)
-    assert stopped.code == 0 and "the same command goes on" in stopped.err
+    assert stopped.status == 0 and "the same command goes on" in stopped.err
     assert not (runs / "results.csv").exists()
     gone_on = bench(*command)
-    assert gone_on.code == 0 and "training 100 %" in gone_on.err
+    assert gone_on.status == 0 and "training 100 %" in gone_on.err
     assert {row.status for row in records.read(runs / "results.csv")} == {"ok"}
 
 
@@ -387,7 +367,7 @@ def test_a_time_limit_shorter_than_the_set_up_still_comes_to_an_end(runs: Path) 
     command = ["run", "-m", "chance", "-t", "one_to_one", *SMALL, "--runs", runs, "--max-time", 1e-6]
     for call in range(1, 7):  # a cell each
         answer = bench(*command)
-        assert (answer.code, "stopped" in answer.err) == (0, call < 6)
+        assert (answer.status, "stopped" in answer.err) == (0, call < 6)
         assert len({(row.given, row.want) for row in records.read(runs / "results.csv")}) == call
 
 
@@ -399,17 +379,17 @@ def test_tables_and_claims_leave_out_other_settings(finished: Path, tmp_path: Pa
     records.append(runs / "results.csv", records.records_of(frame) + records.records_of(foreign))
     for command in (["table", "table5"], ["claims"]):
         shown = bench(*command, *SMALL, "--runs", runs)
-        assert (shown.code, shown.out) == (0, bench(*command, *SMALL, "--runs", finished).out)
-        assert bench(*command, "--preset", "smoke", "--runs", runs).code == 2  # nothing of the plain recipe
+        assert (shown.status, shown.out) == (0, bench(*command, *SMALL, "--runs", finished).out)
+        assert bench(*command, "--preset", "smoke", "--runs", runs).status == 2  # nothing of the plain recipe
 
 
 def test_fresh_rows_take_the_place_of_old_ones_from_the_start(runs: Path) -> None:
     command = ["run", "-m", "chance", "-t", "one_to_one", *SMALL, "--runs", runs]
-    assert bench(*command).code == 0
+    assert bench(*command).status == 0
     stopped = bench(*command, "--fresh", "--max-time", 1e-6)
     assert "without --fresh, goes on" in stopped.err
     assert len({row.given for row in records.read(runs / "results.csv")}) == 1  # a cell of the new ones
-    assert bench(*command).code == 0
+    assert bench(*command).status == 0
     assert len(records.read(runs / "results.csv")) == len({row.key for row in records.read(runs / "results.csv")}) > 0
 
 
@@ -417,7 +397,7 @@ def test_a_newer_metric_is_scored_again_and_nothing_is_trained_again(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["run", "-m", "muni", "-t", "uncond", *SMALL, "--runs", runs]
-    assert bench(*command).code == 0
+    assert bench(*command).status == 0
     before = records.read(runs / "results.csv")
     real = registry.sources
     swd = registry.locate("metric", "swd")
@@ -425,7 +405,7 @@ def test_a_newer_metric_is_scored_again_and_nothing_is_trained_again(
         registry, "sources", lambda path, **options: real(path, **options) + ("x" if path == swd else "")
     )
     again = bench(*command)
-    assert again.code == 0 and "training" not in again.err
+    assert again.status == 0 and "training" not in again.err
     added = records.read(runs / "results.csv")[len(before) :]
     assert {row.metric for row in added} == {"swd"} and {row.run_id for row in added} == {before[0].run_id}
 
@@ -468,7 +448,7 @@ def test_a_model_is_trained_once_and_sampled_in_several_ways(finished: Path, tmp
     shutil.copytree(finished, tmp_path / "runs")
     words = ["reproduce", "table5", "-m", "muni", "-s", "0", *SMALL, "--runs", tmp_path / "runs"]
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")}
-    assert bench(*words, "--set", "decoder_steps=3").code == 0
+    assert bench(*words, "--set", "decoder_steps=3").status == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.safetensors")} == trained
 
 
@@ -493,7 +473,7 @@ def test_a_stopped_search_says_how_to_go_on(runs: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(runner, "train_only", interrupted)
     answer = bench("tune", "-m", "muni", "--preset", "smoke", "--runs", runs)
-    assert answer.code == 130 and "the same command goes on" in answer.err
+    assert answer.status == 130 and "the same command goes on" in answer.err
 
 
 # A user's own file, and methods that fail.
@@ -501,24 +481,24 @@ def test_a_stopped_search_says_how_to_go_on(runs: Path, monkeypatch: pytest.Monk
 
 def test_a_file_named_like_a_method_of_the_suite_is_refused(runs: Path, plugin) -> None:
     answer = bench("run", "-m", plugin("muni.py", NOISE), "-t", "uncond", *SMALL, "--runs", runs)
-    assert answer.code == 2 and "rename it" in answer.err
+    assert answer.status == 2 and "rename it" in answer.err
 
 
 def test_a_users_file_runs_and_stands_in_the_table_by_its_path_alone(runs: Path, plugin) -> None:
     path = plugin("my_noise.py", NOISE)
     answer = bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs)
-    assert answer.code == 0, answer.err
+    assert answer.status == 0, answer.err
     rows = {row.metric: row for row in records.read(runs / "results.csv")}
     assert {row.method for row in rows.values()} == {"my_noise"}
     # Independent N(0, s^2) rows: the mean squared difference is 2 s^2.
     scale = 1 + 4.4**2
     assert rows["shared_mse"].value == pytest.approx(2 * scale, rel=0.1)
     table = bench("reproduce", "table5", "-m", path, *SMALL, "--runs", runs)
-    assert table.code == 0 and "pure noise" in table.out
+    assert table.status == 0 and "pure noise" in table.out
 
 
 def test_a_cell_that_is_asked_for_samples_and_for_probes_gets_both(runs: Path) -> None:
-    assert bench("run", "-m", "muni", "-t", "uncond", "-t", "criteria", *SMALL, "--runs", runs).code == 0
+    assert bench("run", "-m", "muni", "-t", "uncond", "-t", "criteria", *SMALL, "--runs", runs).status == 0
     found = records.load(runs / "results.csv")
     of_nothing = found[found["given"].eq("") & found["status"].eq("ok")]
     assert set(of_nothing["metric"]) == {"swd", "swd_w1", "shared_mse", "private_swd", "residual_dependence"}
@@ -528,7 +508,7 @@ def test_a_cell_that_is_asked_for_samples_and_for_probes_gets_both(runs: Path) -
 def test_a_failing_method_leaves_error_rows_and_costs_the_others_nothing(runs: Path, plugin) -> None:
     path = plugin("broken.py", BROKEN)
     answer = bench("run", "-m", path, "-m", "chance", "-t", "uncond", *SMALL, "--runs", runs)
-    assert answer.code == 1
+    assert answer.status == 1
     assert answer.err.count("RuntimeError: planted") == 1
     rows = records.read(runs / "results.csv")
     assert {row.status for row in rows if row.method == "broken"} == {"error: RuntimeError: planted"}
@@ -536,18 +516,18 @@ def test_a_failing_method_leaves_error_rows_and_costs_the_others_nothing(runs: P
     # Mended under the same name, its rows are tried again.
     plugin("broken.py", NOISE)
     registry.card.cache_clear(), registry.sources.cache_clear()
-    assert bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs).code == 0
+    assert bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs).status == 0
 
 
 def test_an_error_after_fresh_takes_the_place_of_the_older_rows(runs: Path, plugin) -> None:
     command = ["run", "-m", plugin("moody.py", MOODY), "-t", "uncond", *SMALL, "--runs", runs]
-    assert bench(*command).code == 0
+    assert bench(*command).status == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLANTED", "1")
-        assert bench(*command, "--fresh").code == 1
+        assert bench(*command, "--fresh").status == 1
     latest = records.latest(records.load(runs / "results.csv"))
     assert set(latest["status"]) == {"error: RuntimeError: planted"}
-    assert bench(*command).code == 0
+    assert bench(*command).status == 0
     assert set(records.latest(records.load(runs / "results.csv"))["status"]) == {"ok"}
 
 
@@ -556,14 +536,14 @@ def test_what_a_method_says_it_cannot_do_is_not_an_error(where: str, runs: Path,
     source = HUMBLE.replace("    def sample", "    def ignored") if where == "sample" else HUMBLE
     path = plugin("humble.py", source.replace("WHERE", where))
     answer = bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs)
-    assert answer.code == 0, answer.err
+    assert answer.status == 0, answer.err
     assert {row.status for row in records.read(runs / "results.csv")} == {"n/a: not for me"}
 
 
 def test_reproduce_says_which_row_failed(runs: Path, plugin) -> None:
     path = plugin("broken.py", BROKEN)
     answer = bench("reproduce", "table5", "-m", "chance", "-m", path, "-s", 0, *SMALL, "--runs", runs)
-    assert answer.code == 1
+    assert answer.status == 1
     assert "RuntimeError: planted" in answer.err and "chance" in answer.out and "RuntimeError" in answer.out
 
 
@@ -572,9 +552,9 @@ def test_a_table_survives_the_loss_of_a_methods_file(finished: Path, monkeypatch
     real = registry.index
     monkeypatch.setattr(registry, "index", lambda kind: methods if kind == "method" else real(kind))
     shown = bench("table", "table5", *SMALL, "--runs", finished)
-    assert shown.code == 0 and "muni" in shown.out
+    assert shown.status == 0 and "muni" in shown.out
     plan = bench("reproduce", "table5", *SMALL, "--runs", finished, "--plan")
-    assert plan.code == 0 and "mvae, muni" in plan.err
+    assert plan.status == 0 and "mvae, muni" in plan.err
     assert "chance" in plan.out and not re.search(r"^muni ", plan.out, re.MULTILINE)
 
 
@@ -583,16 +563,16 @@ def test_a_table_survives_the_loss_of_a_methods_file(finished: Path, monkeypatch
 
 def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(finished: Path, results: Path) -> None:
     without = bench("check", "-p", "smoke", "--runs", finished)
-    assert without.code == 2 and "bench bless --preset smoke makes them" in without.err
+    assert without.status == 2 and "bench bless --preset smoke makes them" in without.err
     frame = records.load(finished / "results.csv")
     records.write_sorted(results / "reference" / "smoke.csv", frame)
     overrides = SMALL[2:]
     same = bench("check", "-p", "smoke", "--runs", finished, *overrides)
-    assert (same.code, same.out) == (0, f"{len(frame)} same\n")
+    assert (same.status, same.out) == (0, f"{len(frame)} same\n")
     other = frame.assign(dataset="another")  # a table is checked by itself, and what is left out is named
     records.write_sorted(results / "reference" / "smoke.csv", pd.concat([frame, other]))
     alone = bench("check", "-p", "smoke", "--runs", finished, *overrides)
-    assert (alone.code, alone.out) == (
+    assert (alone.status, alone.out) == (
         0,
         f"{len(frame)} same\nnot compared, since no row of it is fresh: another\n",
     )
@@ -600,10 +580,10 @@ def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(
     frame.loc[row, "value"] *= 1.05
     records.write_sorted(results / "reference" / "smoke.csv", frame)
     moved = bench("check", "-p", "smoke", "--runs", finished, *overrides)
-    assert moved.code == 1
+    assert moved.status == 1
     assert "swd" in moved.out and f"{len(frame) - 1} same" in moved.out
-    assert bench("check", "-p", "cpu", "--runs", finished).code == 2
-    assert bench("check", "-p", "smoke", "--runs", finished, "--rule", "guess").code == 2
+    assert bench("check", "-p", "cpu", "--runs", finished).status == 2
+    assert bench("check", "-p", "smoke", "--runs", finished, "--rule", "guess").status == 2
 
 
 def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
@@ -612,7 +592,7 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     command = ["bless", "-p", "smoke", "--reason", "first rows", "--runs", finished]
     monkeypatch.setattr(compare, "tree_is_dirty", lambda root: True)
     refused = bench(*command)
-    assert refused.code == 2 and "commit first" in refused.err
+    assert refused.status == 2 and "commit first" in refused.err
     assert not (results / "reference").exists()
     monkeypatch.setattr(compare, "tree_is_dirty", lambda root: False)
     # A commit with changes is refused too: give the rows the name of a clean one.
@@ -622,15 +602,15 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     runs = results.parent / "clean"
     records.append(runs / "results.csv", clean)
     refused = bench(*command[:-1], runs)
-    assert refused.code == 2 and "no rows of preset smoke by this code" in refused.err  # --set made other runs
+    assert refused.status == 2 and "no rows of preset smoke by this code" in refused.err  # --set made other runs
     monkeypatch.setattr(cli, "_standard", partial(cli._standard, overrides=SMALL[3::2]))
     answer = bench(*command[:-1], runs)
-    assert answer.code == 0, answer.err
+    assert answer.status == 0, answer.err
     monkeypatch.undo()
     monkeypatch.setattr(tables, "RESULTS", results)
     assert len(records.read(results / "reference" / "smoke.csv")) == len(clean)
     assert "first rows" in (results / "LOG.md").read_text()
-    assert bench("check", "-p", "smoke", "--runs", runs, *SMALL[2:]).code == 0
+    assert bench("check", "-p", "smoke", "--runs", runs, *SMALL[2:]).status == 0
 
 
 # conform and doctor.
@@ -639,7 +619,7 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
 def test_conform_reports_faults_with_status_1(plugin) -> None:
     assert "shared_mse: conforms" in bench("conform", "shared_mse").out
     answer = bench("conform", plugin("broken.py", BROKEN))
-    assert answer.code == 1
+    assert answer.status == 1
     assert "FAILED" in answer.out and "planted" in answer.out
 
 
@@ -647,7 +627,7 @@ def test_doctor_finds_no_problem_here(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     answer = bench("doctor")
     found = {line.split(maxsplit=1)[0] for line in answer.out.splitlines()}
-    assert answer.code == 0, answer.out
+    assert answer.status == 0, answer.out
     assert found <= {"ok", "missing", "->"}
     assert f"torch {torch.__version__}" in answer.out
     assert list(tmp_path.iterdir()) == []  # it tried to write and left nothing

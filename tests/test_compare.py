@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import numpy
 import pytest
 from scipy import stats
 
 from benchmark.api import MetricCard, UserError
-from benchmark.compare import bless, compare, exit_code, holm, leave_one_out_false_alarms, moderated_t, tree_is_dirty
+from benchmark.compare import bless, compare, exit_code, holm, moderated_t, tree_is_dirty
 from benchmark.records import Record, frame_of, load, read
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
+from tests.false_alarms import leave_one_out_false_alarms
 
 
 def card(scale: str, higher_is_better: bool = False) -> MetricCard:
@@ -291,7 +290,7 @@ def test_leaving_real_seeds_out_counts_alarms_and_finds_a_planted_one():
     loud = leave_one_out_false_alarms(frame_of(planted), CARDS)
     assert (loud.per_run, loud.per_cell) == (1 / 5, 1 / 100)
     assert loud.alarms[["want", "left_out_seed", "verdict"]].to_numpy().tolist() == [["x7", 3, "worse"]]
-    with pytest.raises(UserError, match="2 seeds"):
+    with pytest.raises(ValueError, match="2 seeds"):
         leave_one_out_false_alarms(frame_of(seeds(0, 2)), CARDS)
 
 

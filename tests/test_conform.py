@@ -20,9 +20,8 @@ from benchmark.api import UserError, cells
 from benchmark.conform import Check, conform
 from benchmark.runner import execute, prepare
 from benchmark.tables import Job
-from tests import house_numbers
+from tests import ROOT, house_numbers
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "add_a_method.md"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(), re.DOTALL))
 BUILT_IN = [(kind, name) for kind in registry.FOLDERS for name in registry.index(kind)]
@@ -85,8 +84,7 @@ def run(method: str, dataset: str, metrics: tuple[str, ...], runs: Path, updates
     asked = [cell for task in tasks for cell in islice(cells(registry.stem(dataset), names, task), 1)]
     job = Job(method, dataset, "smoke", 0, tuple(asked), metrics)
     prepared = prepare(job, runs, [f"updates={updates}"])
-    outcome = execute([prepared], "cpu", lambda *progress: None)
-    assert outcome.errors == []
+    assert execute([prepared], "cpu", lambda *progress: None) == []
     rows = records.load(prepared.results)
     assert set(rows["status"]) == {"ok"}
     given = rows["given"].fillna("")

@@ -19,8 +19,9 @@ from benchmark.tables import RESULTS, job_of
 from models.experts import product
 from models.muni import MUNI
 from models.routes import full_and_leave_one_out
+from tests import ROOT
+from tests.false_alarms import leave_one_out_false_alarms
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFECTS = sorted((ROOT / "tests" / "defects").glob("*.py"))
 NAMES = ["prior_on_all_subsets", "product_drops_an_expert", "sampler_wrong_sign"]
 TASKS = ("one_to_one", "many_to_one", "uncond")
@@ -43,7 +44,7 @@ def measured(method: str, runs: Path) -> pandas.DataFrame:
         for metric in ("shared_mse", "swd")
     ]
     prepared = runner.prepare(job_of(method, "gaussian_mixture", "smoke", 0, pairs), runs, TINY)
-    assert runner.execute([prepared], "cpu", lambda *_: None).errors == []
+    assert runner.execute([prepared], "cpu", lambda *_: None) == []
     return records.load(prepared.results)
 
 
@@ -114,7 +115,7 @@ def test_the_statistical_rule_finds_the_defect(defect: str) -> None:
 
 
 def test_left_out_real_seeds_raise_no_alarm() -> None:
-    found = compare.leave_one_out_false_alarms(measured_at_cpu(RESULTS / "reference"), metric_cards())
+    found = leave_one_out_false_alarms(measured_at_cpu(RESULTS / "reference"), metric_cards())
     assert found.per_run <= FALSE_ALARMS_PER_RUN and found.per_cell <= FALSE_ALARMS_PER_CELL, found.alarms
 
 

@@ -15,7 +15,7 @@ from benchmark.runtime import Draws
 from models.diffusion import FLOW, VARIANCE_PRESERVING, Path
 from models.flow import preconditioned
 from models.networks import TimeWaves
-from tests.test_objectives import tiny
+from tests.latent_models import tiny
 
 PATHS = pytest.mark.parametrize("path", [FLOW, VARIANCE_PRESERVING], ids=["flow", "variance preserving"])
 TIMES = torch.linspace(0.01, 0.99, 23, dtype=torch.float64)

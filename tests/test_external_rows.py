@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from benchmark import compare, records
 from benchmark.api import UserError
-from benchmark.cli import app
+from tests.command import bench
 from tests.external import check_rows, put_runner, reproduced, set_up, share_spoken_digits
 
 pytestmark = pytest.mark.slow
@@ -63,10 +62,9 @@ def test_numbers_that_would_be_taken_for_the_models_are_refused(
 ) -> None:
     for preset, dataset in (("gpu", "spoken_digits"), ("paper", "image_text_audio")):
         command = ["run", "--method", "real", "--method", "codi", "--dataset", dataset, "--preset", preset]
-        answer = CliRunner().invoke(app, [*command, "--runs", str(stand_in / "refused")])
-        assert isinstance(answer.exception, UserError)
-        assert f"is a stand-in on this machine, whose numbers preset {preset} would take" in str(answer.exception)
-        assert len(str(answer.exception).splitlines()) == 1
+        answer = bench(*command, "--runs", stand_in / "refused")
+        assert answer.status == 2 and answer.err.startswith("bench: ") and len(answer.err.splitlines()) == 1
+        assert f"is a stand-in on this machine, whose numbers preset {preset} would take" in answer.err
     assert not (stand_in / "refused").exists()  # nothing was run before
     reproduced("codi", stand_in, "--method", "codi")
     rows = records.load(stand_in / "runs" / "results.csv")

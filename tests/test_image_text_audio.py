@@ -27,7 +27,7 @@ from benchmark.train import training_batch
 from data_prep import image_text_audio_sources as sources
 from data_prep.features import BadItem
 from data_prep.pretrained import Models, PrefixProjector
-from tests import tiny
+from tests import ROOT, tiny
 
 NAME = "image_text_audio"
 ORDER = ("text", "image", "audio")
@@ -55,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def data(folder: Path, cache: Path) -> Any:
     """The variant mini, made of the real files."""
-    real = Path(os.environ.get("MUNI_BENCH_DATA", tiny.ROOT.parent / "shared" / "data"))
+    real = Path(os.environ.get("MUNI_BENCH_DATA", ROOT.parent / "shared" / "data"))
     if not (real / "coco_mini").is_dir() or not (real / "esc10").is_dir():
         pytest.skip(f"no coco_mini and esc10 in {real}: set MUNI_BENCH_DATA to their folder")
     with pytest.MonkeyPatch.context() as patch:

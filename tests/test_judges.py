@@ -13,7 +13,7 @@ from benchmark import registry, trained
 from benchmark.api import Inapplicable
 from benchmark.metrics import judges, towers
 from benchmark.runtime import Draws
-from tests.tiny import weight_files
+from tests.kept import check_kept
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -70,9 +70,8 @@ def forget():
     towers._known.clear()
 
 
-def network_of(data, say=str):
-    towers.of(data, say=say)
-    return next(reversed(towers._known.values()))
+def network_of(data):
+    return towers.of(data, say=str)._towers
 
 
 def weights(network):
@@ -201,48 +200,9 @@ def test_a_sentence_to_learn_from_that_names_no_digit_is_said(short):
 # ------------------------------------------------------------------------------------------ the cache
 
 
-def test_they_are_trained_once(short, monkeypatch):
-    network = network_of(Easy())
-    assert network_of(Easy(), say=pytest.fail) is network
-    forget()
-    monkeypatch.setattr(towers, "_train", None)  # whoever trains now fails
-    again = network_of(Easy(), say=pytest.fail)
-    assert again is not network
-    assert torch.equal(weights(again), weights(network))
-    assert again.facts == network.facts
-
-
-@pytest.mark.parametrize("damage", ["short", "empty", "other weights", "no facts", "another's facts"])
-def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
-    network = network_of(Easy())
-    (name,) = weight_files(folder)
-    content = (folder / name).read_bytes()
-    if damage == "short":
-        (folder / name).write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        (folder / name).write_bytes(b"")
-    else:
-        facts = {**network.facts, "identity": "another"} if damage == "another's facts" else network.facts
-        tensors = {"x": torch.zeros(1)} if damage == "other weights" else network.state_dict()
-        metadata = None if damage == "no facts" else {"facts": json.dumps(facts)}
-        (folder / name).write_bytes(trained.save(dict(tensors), metadata=metadata))
-    forget()
-    lines = []
-    again = network_of(Easy(), say=lines.append)
-    assert torch.equal(weights(again), weights(network))
-    assert f"{name} cannot be used (" in lines[0] and "training anew" in lines[0]
-    assert all("\n" not in line for line in lines)
-    forget()
-    assert network_of(Easy(), say=pytest.fail).facts == again.facts
-
-
-def test_what_they_depend_on_tells_judges_apart(short, folder, monkeypatch):
-    for data in (Easy(), Easy("other"), Easy(rows=50)):
-        towers.of(data, say=str)
-    assert len(weight_files(folder)) == 3
-    monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
-    towers.of(Easy(), say=str)
-    assert len(weight_files(folder)) == 4
+def test_they_are_kept_for_what_they_depend_on(short, folder, monkeypatch):
+    worlds = (Easy(), Easy("other"), Easy(rows=50))
+    check_kept(lambda data, say: towers.of(data, say=say)._towers, worlds, towers, folder, monkeypatch)
 
 
 def test_judges_of_other_kinds_are_no_part_of_their_code():
@@ -252,15 +212,6 @@ def test_judges_of_other_kinds_are_no_part_of_their_code():
         for path in registry._imports(registry.ast.parse((registry.ROOT / "benchmark/metrics/towers.py").read_text()))
     }
     assert not names
-
-
-def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "file"))
-    lines = []
-    network = network_of(Easy(), say=lines.append)
-    assert "cannot be written" in lines[-1] and "MUNI_BENCH_CACHE" in lines[-1]
-    assert network_of(Easy()) is network
 
 
 def test_they_speak_on_stderr(short, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
 
 # A module imports its own layer and those before it. `benchmark` itself holds the version only.
 LAYERS = (

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark import records
 from tests import house_numbers
-from tests.test_cli import bench
+from tests.command import bench
 
 FEW = [word for field in ("updates=2", "train_rows=100", "evaluation_rows=20") for word in ("--set", field)]
 CELLS = {"mld": 5 * 4, "mld_svhn": 2}
@@ -28,7 +28,7 @@ def test_a_table_is_run_and_printed(
     monkeypatch.setenv("MUNI_BENCH_DATA", str(house_numbers.write(tmp_path).parent))
     methods = [word for name in ("mopoe", "real", "chance") for word in ("--method", name)]
     answer = bench("reproduce", table, "--preset", "smoke", *methods, *FEW, "--runs", tmp_path / "runs")
-    assert answer.code == 0, answer.err
+    assert answer.status == 0, answer.err
     assert "(MLD)" in answer.out and "Joint ↑" in answer.out and "verifier on" in answer.out
     frame = records.load(tmp_path / "runs" / "results.csv")
     assert set(frame["method"]) == {"mopoe", "real", "chance"}
@@ -45,5 +45,5 @@ def test_a_table_is_run_and_printed(
 def test_without_house_numbers_one_line_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUNI_BENCH_DATA", str(tmp_path))
     answer = bench("reproduce", "mld_svhn", "--preset", "smoke", "--method", "mopoe", "--runs", tmp_path / "runs")
-    assert answer.code == 2 and "no SVHN: no train_32x32.mat or test_32x32.mat in" in answer.err
+    assert answer.status == 2 and "no SVHN: no train_32x32.mat or test_32x32.mat in" in answer.err
     assert not (tmp_path / "runs" / "results.csv").exists()

@@ -21,7 +21,7 @@ from benchmark.runtime import Draws
 from data_prep import digits, places, svhn
 from data_prep.mnist_svhn import VARIANTS, MnistSvhn
 from tests import house_numbers
-from tests.test_polymnist_data import bilinear, spread
+from tests.pictures import bilinear, spread
 
 CARD = registry.card("dataset", "mnist_svhn")
 SPLITS = ("train", "validation", "test", "verifier")

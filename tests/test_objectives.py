@@ -21,37 +21,16 @@ from baselines.mvtcae import MVTCAE
 from benchmark import registry
 from benchmark.api import Modality
 from benchmark.config import resolve
-from benchmark.runtime import Draws, seeded
+from benchmark.runtime import Draws
 from models import latent
 from models.experts import divergence_from_standard, gaussian, hellinger, product, sampled
 from models.flow import elbo_weight, euler, logit_normal, matching_loss, scale_gradient
 from models.latent import LatentModel
 from models.muni import MUNI
+from tests.latent_models import tiny
 
 RULES = pytest.mark.parametrize("rule", [product, hellinger])
 EVERY = [s for size in (1, 2, 3) for s in combinations(range(3), size)]
-
-
-def tiny(method: type, names: str = "123", **settings: float) -> LatentModel:
-    """A small float64 model with no weight at zero."""
-    sizes = {"latent_size": 4, "encoder_grad_scale": 0.3, "prior_weight": 0.7}
-    sizes |= {
-        f"{part}_{size}": value
-        for part in ("encoder", "decoder", "prior")
-        for size, value in (("width", 8), ("depth", 1))
-    }
-    config = resolve(
-        registry.card("dataset", "gaussian_mixture"),
-        None,
-        "smoke",
-        [f"{field}={value}" for field, value in (sizes | settings).items()],
-    ).config
-    with seeded("objectives"):
-        model = method([Modality(name, (6,), center=0.5, scale=2.0) for name in names], config).double()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.4)
-    return model
 
 
 # The direct multimodal objective (Eq. 6), and MUNI's (Eq. 12), written out with loops.

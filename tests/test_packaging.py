@@ -11,11 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from benchmark.cli import app
+from tests import ROOT
+from tests.command import bench
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What the paper's image-text-audio track needs must never reach the core.
 HEAVY = {"torchvision", "torchaudio", "transformers", "diffusers", "datasets", "matplotlib", "accelerate", "submitit"}
@@ -123,12 +122,13 @@ def test_spelled_commands_are_found() -> None:
     assert spelled(text) == {"reproduce": {"--preset"}, "run": {"--max-time", "--seed"}, "list": set()}
 
 
-def test_scripts_and_pages_use_commands_and_options_that_exist() -> None:
+def test_scripts_and_pages_use_commands_and_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no option is cut
     pages = [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / ".github/workflows/ci.yml", *sorted(ROOT.glob("*.md"))]
     for name, options in spelled("\n".join(page.read_text() for page in pages)).items():
-        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [name, "--help"])
-        assert result.exit_code == 0, f"bench {name}: {result.output}"
-        assert [option for option in sorted(options) if option not in result.output] == [], f"bench {name}"
+        answer = bench(name, "--help")
+        assert answer.status == 0, f"bench {name}: {answer.err}"
+        assert [option for option in sorted(options) if option not in answer.out] == [], f"bench {name}"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]])

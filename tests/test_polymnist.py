@@ -24,7 +24,7 @@ from benchmark.runtime import Draws
 from benchmark.tables import load_table
 from data_prep import backgrounds, digits, places
 from data_prep.polymnist import VARIANTS, VIEWS, Polymnist
-from tests.test_polymnist_data import SKIMAGE, bilinear, spread
+from tests.pictures import SKIMAGE, bilinear, spread
 
 CARD = registry.card("dataset", "polymnist")
 SPLITS = ("train", "validation", "test", "verifier")

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from baselines.chance import Chance
-from benchmark import registry, runner
+from benchmark import records, registry, runner
 from benchmark.api import Cell, Inapplicable, Score, UserError, cells
 from benchmark.config import Config, resolve
 from benchmark.evaluate import evaluate_cell
@@ -28,10 +28,10 @@ from benchmark.runtime import Draws
 from benchmark.tables import job_of
 from data_prep import backgrounds, digits, places
 from data_prep.polymnist_quadrant_labels import VARIANTS, VIEWS, PolymnistQuadrantLabels
+from tests.pictures import SKIMAGE, bilinear, spread
 
 CARD = registry.card("dataset", "polymnist_quadrant_labels")
 SPLITS = ("train", "validation", "test", "verifier")
-SKIMAGE = Path(str(importlib.util.find_spec("skimage").submodule_search_locations[0])) / "data"
 CORNERS = ((0, 1), (0, 0), (1, 0), (1, 1))  # row and column of the quadrants 0 to 3
 
 
@@ -64,20 +64,6 @@ def mnist(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # What a row shows, computed a second time with numpy and Pillow.
-
-
-def bilinear(picture: np.ndarray, side: int) -> np.ndarray:
-    """Resized with pixel centres at half-integers, in float64, one output pixel at a time."""
-    size = len(picture)
-    result = np.zeros((side, side))
-    for row, column in itertools.product(range(side), repeat=2):
-        parts = []
-        for at in (row, column):
-            place = max((at + 0.5) * size / side - 0.5, 0)
-            low = int(place)
-            parts.append(((low, 1 - (place - low)), (min(low + 1, size - 1), place - low)))
-        result[row, column] = sum(picture[i, j] * share * other for (i, share), (j, other) in itertools.product(*parts))
-    return result
 
 
 def by_hand(data: PolymnistQuadrantLabels, scene: list[int], picture: Callable[[int], np.ndarray], ink: int, side: int):
@@ -325,12 +311,6 @@ def test_handwriting_and_crops_are_uniform():
         for places_of, count in ((scenes[5 + view] // width, height - 63), (scenes[5 + view] % width, width - 63)):
             assert places_of.min() == 0 and places_of.max() == count - 1
             assert spread(places_of.bincount(minlength=count)) < 6
-
-
-def spread(counts: Tensor) -> float:
-    """How many standard deviations chi-square lies above its mean, for equally likely classes."""
-    expected, degrees = counts.sum().item() / len(counts), len(counts) - 1
-    return (((counts - expected) ** 2 / expected).sum().item() - degrees) / (2 * degrees) ** 0.5
 
 
 def test_rows_are_the_same_in_any_order_and_batch():
@@ -737,16 +717,17 @@ def test_a_run_is_not_gone_on_with_on_other_photographs(gallery: Path, tmp_path:
     cell = Cell("polymnist_quadrant_labels", (), CARD.modalities)
     job = job_of("chance", "polymnist_quadrant_labels", "smoke", 0, [(cell, "label_coherence")])
 
-    def run(**fresh: bool) -> runner.Outcome:
+    def run(**fresh: bool) -> list[str]:
         prepared = runner.prepare(job, tmp_path / "runs", ["variant=clean-16-sklearn-folder", "train_rows=200"])
         (tmp_path / "runs" / "results.csv").unlink(missing_ok=True)
-        return runner.execute([prepared], "cpu", lambda *_: None, **fresh)
+        assert runner.execute([prepared], "cpu", lambda *_: None, **fresh) == []
+        return records.load(prepared.results)["status"].tolist()
 
-    assert run().finished == run().finished == 1
+    assert run() == run() == ["ok"]
     (gallery / "a.jpg").rename(gallery / "z.jpg")
     with pytest.raises(UserError, match=r"begun on the data .* put the former back, or pass --fresh"):
         run()
-    assert run(fresh=True).finished == run().finished == 1
+    assert run(fresh=True) == run() == ["ok"]
 
 
 def test_what_chance_scores_is_known_and_not_sampled(monkeypatch: pytest.MonkeyPatch):

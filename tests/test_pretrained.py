@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmark.api import Inapplicable, UserError
-from benchmark.metrics import frechet, peers, published
+from benchmark.metrics import frechet, published
 from benchmark.metrics import pretrained as judges
 from data_prep import pretrained, tiny_models
 from data_prep.pretrained import Models
-from tests import tiny
+from tests import peers, tiny
 
 RATE = 16_000
 

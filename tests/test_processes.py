@@ -20,10 +20,10 @@ from benchmark.api import Modality, UserError, words_of
 from benchmark.processes import Processes
 from benchmark.runtime import Draws
 from models.latent import LatentModel
+from tests import ROOT
+from tests.latent_models import KINDS, build
 from tests.processes import SMALL, checkpoint_of, rows
-from tests.test_routing import KINDS, build
 
-ROOT = Path(__file__).resolve().parent.parent
 TRAINED = [name for name in registry.index("method") if registry.card("method", name).stages]
 ROWS = 12
 

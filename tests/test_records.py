@@ -22,8 +22,8 @@ from hypothesis import strategies as some
 from benchmark import records
 from benchmark.api import UserError
 from benchmark.records import COLUMNS, KEY, MEASURED, VERSIONS, Record, append, done_keys, frame_of, latest, load, read
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROW = Record(
     preset="smoke",
     dataset="gaussian_mixture",

@@ -8,13 +8,10 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 import wave
-from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ import torch
 from benchmark import cli, drawing, records, registry, report, runner, tables
 from benchmark.api import Cell, UserError
 from benchmark.tables import Job
+from tests.command import bench
 
 Image = pytest.importorskip("PIL.Image")
 VOID = {"meta", "img", "br", "link", "input"}
@@ -93,17 +91,6 @@ class Page(HTMLParser):
 
     def values(self, name: str) -> list[str]:
         return [value for _, attribute, value in self.attributes if attribute == name]
-
-
-def bench(*words: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["bench", *map(str, words)]):
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 def made_up(values: dict[str, tuple[float, ...]] = VALUES, step: float = 1.0) -> list[records.Record]:
@@ -339,9 +326,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     cell = (Cell("gaussian_mixture", (), ("x1", "x2", "x3")),)
     jobs = [Job(name, "gaussian_mixture", "smoke", 0, cell, ("swd", "shared_mse")) for name in ("muni", str(own))]
-    assert (
-        runner.execute([runner.prepare(job, base / "runs", SMALL) for job in jobs], "cpu", lambda *_: None).errors == []
-    )
+    assert runner.execute([runner.prepare(job, base / "runs", SMALL) for job in jobs], "cpu", lambda *_: None) == []
     (first, *_) = records.read(base / "runs" / "results.csv")
     further = [{"run_id": "another"}, {"run_id": "another", "preset": "cpu"}]
     records.append(base / "runs" / "results.csv", [records.Record(**vars(first) | each) for each in further])

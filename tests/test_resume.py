@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save
 from benchmark import runner
 from benchmark.api import Cell
 from benchmark.tables import job_of
-from tests import processes
-from tests.processes import SMALL, TINY, Answer, at_call, bench, checkpoint_of, cut, put, rows, send
+from tests import ROOT, processes
+from tests.command import Answer
+from tests.processes import SMALL, TINY, at_call, bench, checkpoint_of, cut, put, rows, send
 
-ROOT = Path(__file__).resolve().parent.parent
 UPDATES = TINY["updates"]
 UPDATE, SCORE = "benchmark.train.Trainer.update", "benchmark.runner.evaluate_cell"
 # A log line and a checkpoint at every tenth update, so that a kill finds a run in many states.
@@ -326,7 +326,7 @@ def test_what_another_process_finished_while_we_waited_is_not_done_again(
     cell = Cell("gaussian_mixture", ("x1",), ("x2",))
     prepared = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 0, [(cell, "swd")]), runs, settings)
     assert len(runner.missing(prepared)) == 1
-    assert runner.execute([prepared], "cpu", lambda *_: None).finished == 1
+    assert runner.execute([prepared], "cpu", lambda *_: None) == []
     assert rows(runs) == rows(whole("muni"))
 
 

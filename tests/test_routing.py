@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,30 +28,18 @@ from baselines.mopoe import MoPoE
 from baselines.mvae import MVAE
 from benchmark import registry
 from benchmark.api import Inapplicable, Modality, words_of
-from benchmark.config import Config, resolve
-from benchmark.runtime import Draws, seeded
+from benchmark.runtime import Draws
 from models.experts import hellinger, product
 from models.families import Images, Texts
 from models.latent import LatentModel
 from models.muni import MUNI
 from models.muni_hellinger import MUNIHellinger
 from models.routes import Route, Subsets, all_subsets, draw_subsets
-from tests.test_texts import MOST, SIZE, VOCABULARY, Recurrent
+from tests.latent_models import KINDS, VECTORS, build
 
 TABLE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "routing.toml").read_text())
 RULES = {"product": product, "hellinger": hellinger}
 NUMBERS = "123"
-VECTORS = tuple(Modality(number, (6,)) for number in NUMBERS)
-PICTURES = (
-    *(Modality(number, (3, 8, 8), kind="image") for number in "12"),
-    Modality("3", (), kind="label", classes=5),
-)
-THINGS = (
-    Modality("1", (SIZE,), "text", classes=VOCABULARY, words=MOST),
-    Modality("2", (SIZE,), "image"),
-    Modality("3", (SIZE,), "audio"),
-)
-KINDS = {"vectors": VECTORS, "pictures": PICTURES, "features of things": THINGS}
 OBSERVED = ("123", "12", "13", "23")
 SUBSETS = ["".join(members) for size in (1, 2, 3) for members in combinations(NUMBERS, size)]
 SIDES = {2: (420, 420), 4: (84, 12, 12, 12)}  # of the grid, by the number of draws: multiples of every denominator
@@ -124,34 +110,6 @@ def tables() -> Iterator[Routes]:
 
 
 # The method, asked.
-
-
-@cache
-def configuration() -> Config:
-    tiny = {"latent_size": 4, "private_size": 3, "encoder_grad_scale": 0.5, "prior_steps": 2, "decoder_steps": 2}
-    tiny |= {"label_width": 8, "patch": 2, "word_rows": 4, "word_weight": 0.05, "adapter_rank": 2}
-    tiny |= {
-        f"{part}_{size}": value
-        for part in ("encoder", "decoder", "prior")
-        for size, value in (("width", 8), ("depth", 1))
-    }
-    return resolve(
-        registry.card("dataset", "gaussian_mixture"),
-        None,
-        "smoke",
-        [f"{field}={value}" for field, value in tiny.items()],
-    ).config
-
-
-def build(method: type, modalities: tuple[Modality, ...] = VECTORS) -> LatentModel:
-    """A tiny model in general position: no weight is zero, so no gradient vanishes by initialisation."""
-    with seeded("routing", method.__name__):
-        model = method(modalities, configuration())
-        model.bind(SimpleNamespace(language_model=Recurrent))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(0, 0.1 if modalities is PICTURES else 0.4)  # a picture has many more inputs
-    return model
 
 
 class Enumeration:

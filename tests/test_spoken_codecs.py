@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from scipy.optimize import nnls
 from torch.nn import functional
 
-from benchmark import registry
 from benchmark.runtime import Draws
 from data_prep import recordings, spoken_captions, spoken_codecs
 from data_prep.spoken_codecs import (
@@ -37,6 +35,7 @@ from data_prep.spoken_codecs import (
     sound,
     spectrogram,
 )
+from tests.kept import check_kept, weight_files
 
 TIME = torch.arange(SAMPLES) / RATE
 LEARNING = dataclasses.replace(  # as long as it takes until it is seen that each learns
@@ -455,30 +454,31 @@ def test_gradients_pass_through_a_frozen_network_whose_projections_can_be_hooked
 # ------------------------------------------------------------------------------------------ the cache
 
 
-def files(folder):
-    return sorted(path.name for path in folder.glob("*.safetensors"))
-
-
-def test_they_are_trained_once(short, folder, monkeypatch):
+def test_they_are_frozen_and_told_by_a_version(short, folder):
     before = torch.random.get_rng_state()
-    codecs = spoken_codecs.of(Small(), say=str, size=short)
+    trained = spoken_codecs.of(Small(), say=str, size=short)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert spoken_codecs.of(Small(), size=short) is codecs
     forget()
-    monkeypatch.setattr(spoken_codecs, "_train", None)  # whoever trains now fails
-    again = spoken_codecs.of(Small(), size=short)
-    assert again is not codecs
-    assert torch.equal(weights(again), weights(codecs))
-    assert (again.facts, again.version) == (codecs.facts, codecs.version)
-    for each in (codecs, again):
+    read = spoken_codecs.of(Small(), say=pytest.fail, size=short)
+    (name,) = weight_files(folder)
+    for each in (trained, read):
         assert not any(module.training for module in each.modules())
         assert not any(weight.requires_grad for weight in each.parameters())
-    (name,) = files(folder)
+        assert each.version == f"{name.removesuffix('.safetensors')}-{each.facts['weights']}"
     with safe_open(folder / name, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
-    assert facts == codecs.facts
+    assert facts == trained.facts
     assert {"identity", "code", "size", "rows", "seconds", "held out", "weights", "torch"} <= facts.keys()
-    assert codecs.version == f"{name.removesuffix('.safetensors')}-{facts['weights']}"
+
+
+def test_they_are_kept_for_what_they_depend_on(short, folder, monkeypatch):
+    other = dataclasses.replace(short, text=dataclasses.replace(short.text, updates=3))
+    worlds = ((Small(), short), (Small("other"), short), (Small(rows=90), short), (Small(), other))
+
+    def make(world, say):
+        return spoken_codecs.of(world[0], say=say, size=world[1])
+
+    check_kept(make, worlds, spoken_codecs, folder, monkeypatch)
 
 
 def test_training_is_a_function_of_the_identity_alone(short, folder):
@@ -489,52 +489,6 @@ def test_training_is_a_function_of_the_identity_alone(short, folder):
     forget()
     assert torch.equal(weights(spoken_codecs.of(Small(), say=str, size=short)), first)
     assert not torch.equal(weights(spoken_codecs.of(Small("other"), say=str, size=short)), first)
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other weights", "no facts", "another's facts"])
-def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
-    codecs = spoken_codecs.of(Small(), say=str, size=short)
-    (name,) = files(folder)
-    content = (folder / name).read_bytes()
-    if damage == "cut":
-        hurt = content[: len(content) // 2]
-    elif damage == "empty":
-        hurt = b""
-    elif damage == "flipped":
-        hurt = content[:-1001] + bytes([content[-1001] ^ 1]) + content[-1000:]
-    else:
-        facts = {**codecs.facts, "identity": "another"} if damage == "another's facts" else codecs.facts
-        tensors = {"x": torch.zeros(1)} if damage == "other weights" else dict(codecs.state_dict())
-        hurt = save(tensors, metadata=None if damage == "no facts" else {"facts": json.dumps(facts)})
-    (folder / name).write_bytes(hurt)
-    forget()
-    lines = []
-    again = spoken_codecs.of(Small(), say=lines.append, size=short)
-    assert torch.equal(weights(again), weights(codecs))
-    assert again.version == codecs.version
-    assert f"{name} cannot be used (" in lines[0] and "training anew" in lines[0]
-    assert all("\n" not in line for line in lines)
-    forget()
-    spoken_codecs.of(Small(), say=pytest.fail, size=short)
-
-
-def test_what_they_depend_on_tells_codecs_apart(short, folder, monkeypatch):
-    other = dataclasses.replace(short, text=dataclasses.replace(short.text, updates=3))
-    worlds = ((Small(), short), (Small("other"), short), (Small(rows=90), short), (Small(), other))
-    versions = {spoken_codecs.of(world, say=str, size=size).version for world, size in worlds}
-    assert len(files(folder)) == len(versions) == 4
-    monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
-    spoken_codecs.of(Small(), say=str, size=short)
-    assert len(files(folder)) == 5
-
-
-def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "file"))
-    lines = []
-    codecs = spoken_codecs.of(Small(), say=lines.append, size=short)
-    assert "cannot be written" in lines[-1] and "MUNI_BENCH_CACHE" in lines[-1]
-    assert spoken_codecs.of(Small(), size=short) is codecs
 
 
 def test_it_says_what_it_does_on_stderr(short, capsys, monkeypatch):

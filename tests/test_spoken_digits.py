@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from benchmark import records, registry, runner, tune
 from benchmark.api import Cell, words_of
-from benchmark.cli import app
 from benchmark.config import resolve
 from benchmark.runtime import Draws
 from benchmark.tables import job_of
-from tests import processes
-from tests.processes import Answer, at_call, bench, contents, die, die_after, rows
+from tests import command, processes
+from tests.command import Answer
+from tests.processes import at_call, bench, contents, die, die_after, rows
 
 pytest.importorskip("datasets", reason="spoken_digits needs the extra spoken-digits")
 pytest.importorskip("sklearn", reason="its smallest variant shows scikit-learn's digits")
@@ -108,11 +107,11 @@ def test_cells_give_the_test_split_and_compare_with_another(data) -> None:
 @pytest.mark.slow
 def test_tables_run_end_to_end_and_are_scored_again_without_generating(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    command = ["--preset", "smoke", "--seed", "0", "--runs", str(runs)]
+    options = ["--preset", "smoke", "--seed", "0", "--runs", runs]
     methods = [word for name in ("muni", "mvae", "real", "chance") for word in ("--method", name)]
-    answer = CliRunner().invoke(app, ["reproduce", "table3", *command, *methods])
-    assert answer.exit_code == 0, answer.output
-    assert "Table 3 protocol on spoken_digits at preset smoke" in answer.output
+    answer = command.bench("reproduce", "table3", *options, *methods)
+    assert answer.status == 0, answer.err
+    assert "Table 3 protocol on spoken_digits at preset smoke" in answer.out
     frame = records.load(runs / "results.csv")
     refused = frame[frame["method"] == "mvae"]["status"].unique().tolist()
     assert refused == ["n/a: MVAE trains on rows of all modalities, and here rows are pairs"]
@@ -124,8 +123,8 @@ def test_tables_run_end_to_end_and_are_scored_again_without_generating(tmp_path:
     files = {path: path.stat().st_mtime_ns for path in runs.rglob("generated/**/*") if path.is_file()}
     assert any(path.suffix == ".png" for path in files) and any(path.suffix == ".wav" for path in files)
     (runs / "results.csv").unlink()
-    again = CliRunner().invoke(app, ["reproduce", "table3", *command, "--method", "muni"])
-    assert again.exit_code == 0, again.output
+    again = command.bench("reproduce", "table3", *options, "--method", "muni")
+    assert again.status == 0, again.err
     assert {path: path.stat().st_mtime_ns for path in files} == files
     second = records.load(runs / "results.csv").set_index(["method", "metric", "given"])["value"]
     assert (second["muni"] == value["muni"].reindex(second["muni"].index)).all()
@@ -178,9 +177,9 @@ def test_without_java_captions_have_error_rows_and_the_rest_is_scored(
         raise RuntimeError("CIDEr's tokenizer needs Java")
 
     monkeypatch.setattr(captions, "java", no_java)
-    command = ["run", "--method", "real", "--dataset", "spoken_digits", "--task", "many_to_one", "--preset", "smoke"]
-    answer = CliRunner().invoke(app, [*command, "--runs", str(tmp_path / "runs")])
-    assert answer.exit_code == 1 and "cider: error: CIDEr's tokenizer needs Java" in answer.output
+    words = ["run", "--method", "real", "--dataset", "spoken_digits", "--task", "many_to_one", "--preset", "smoke"]
+    answer = command.bench(*words, "--runs", tmp_path / "runs")
+    assert answer.status == 1 and "cider: error: CIDEr's tokenizer needs Java" in answer.err
     status = records.load(tmp_path / "runs" / "results.csv").groupby("metric")["status"].unique().map(list)
     assert "error: CIDEr's tokenizer needs Java" in status["cider"]
     assert "ok" in status["clip_score"] and "ok" in status["fid"]

@@ -17,47 +17,14 @@ from benchmark.runtime import Draws, seeded
 from models.families import Regressed, Texts, Vectors
 from models.latent import LatentModel
 from models.texts import Adapters, TextDecoder
+from tests.latent_models import END, MOST, SIZE, START, VOCABULARY, WIDTH, Recurrent
 
-ROWS, SIZE, WIDTH, VOCABULARY, MOST = 6, 5, 8, 11, 4
-START, END = 9, 10
+ROWS = 6
 FEATURES = (
     Modality("text", (SIZE,), "text", classes=VOCABULARY, words=MOST),
     Modality("image", (SIZE,), "image"),
     Modality("audio", (SIZE,), "audio"),
 )
-
-
-class Recurrent:
-    """A language model whose next logits depend on all that came before: attention over everything, equally."""
-
-    start, end = START, END
-
-    def __init__(self) -> None:
-        with seeded("language model"):
-            self.table = nn.Embedding(VOCABULARY, WIDTH)
-            self.network = nn.ModuleDict({"q_proj": nn.Linear(WIDTH, WIDTH), "other": nn.Linear(WIDTH, VOCABULARY)})
-            self._projector = nn.Linear(SIZE, 2 * WIDTH)
-        self.network.requires_grad_(False)
-
-    def projector(self) -> nn.Module:
-        made = nn.Sequential(nn.Linear(SIZE, 2 * WIDTH), nn.Unflatten(1, (2, WIDTH)))
-        made[0].load_state_dict(self._projector.state_dict())
-        return made
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        return self.table(tokens).detach()
-
-    def logits(self, embeddings: Tensor) -> Tensor:
-        before = embeddings.cumsum(1) / torch.arange(1, embeddings.shape[1] + 1)[:, None]
-        return self.network["other"](torch.tanh(self.network["q_proj"](before)))
-
-    def greedy(self, prefix: Tensor, most: int) -> Tensor:
-        tokens = torch.full((len(prefix), 1), self.start)
-        for _ in range(most):
-            following = self.logits(torch.cat([prefix, self.embed(tokens)], 1))[:, -1].argmax(-1)
-            ended = (tokens == self.end).any(1)
-            tokens = torch.cat([tokens, torch.where(ended, self.end, following)[:, None]], 1)
-        return tokens[:, 1:]
 
 
 def config(**changes: object) -> Config:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmark import registry, trained
+from benchmark import trained
 from benchmark.api import Modality
 from benchmark.metrics import verifier
 from benchmark.runtime import Draws
-from tests.tiny import weight_files
+from tests.kept import check_kept, weight_files
 
 LABELS = {"digit": 3, "quadrant": 4}
 
@@ -127,63 +127,9 @@ def test_its_size_does_not_depend_on_the_canvas(side):
 # ------------------------------------------------------------------------------------------ the cache
 
 
-def test_it_is_trained_once(short, folder, monkeypatch):
-    network = verifier.of(Easy(), say=str)
-    assert verifier.of(Easy()) is network
-    forget()
-    monkeypatch.setattr(verifier, "_train", None)  # whoever trains now fails
-    again = verifier.of(Easy())
-    assert again is not network
-    assert torch.equal(weights(again), weights(network))
-    assert again.facts == network.facts
-
-
-@pytest.mark.parametrize("damage", ["short", "empty", "other weights", "no facts", "another's facts"])
-def test_a_damaged_file_is_said_and_made_anew(short, folder, damage):
-    network = verifier.of(Easy(), say=str)
-    (name,) = weight_files(folder)
-    content = (folder / name).read_bytes()
-    if damage == "short":
-        (folder / name).write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        (folder / name).write_bytes(b"")
-    else:
-        facts = {**network.facts, "identity": "another"} if damage == "another's facts" else network.facts
-        tensors = {"x": torch.zeros(1)} if damage == "other weights" else network.state_dict()
-        metadata = None if damage == "no facts" else {"facts": json.dumps(facts)}
-        (folder / name).write_bytes(trained.save(dict(tensors), metadata=metadata))
-    forget()
-    lines = []
-    again = verifier.of(Easy(), say=lines.append)
-    assert torch.equal(weights(again), weights(network))
-    assert f"{name} cannot be used (" in lines[0] and "training anew" in lines[0]
-    assert all("\n" not in line for line in lines)
-    forget()
-    assert verifier.of(Easy(), say=pytest.fail).facts == again.facts
-
-
-def test_what_it_depends_on_tells_verifiers_apart(short, folder, monkeypatch):
-    for data in (Easy(), Easy("other"), Easy(rows=50), Easy(side=32)):
-        verifier.of(data, say=str)
-    assert len(weight_files(folder)) == 4
-    monkeypatch.setattr(registry, "sources", lambda path, with_card=True: "other code")
-    verifier.of(Easy(), say=str)
-    assert len(weight_files(folder)) == 5
-
-
-def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path / "file"))
-    lines = []
-    network = verifier.of(Easy(), say=lines.append)
-    assert "cannot be written" in lines[-1] and "MUNI_BENCH_CACHE" in lines[-1]
-    assert verifier.of(Easy()) is network
-
-
-def test_the_cache_is_below_home_unless_it_is_set(monkeypatch, tmp_path):
-    monkeypatch.delenv("MUNI_BENCH_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert trained.folder("verifiers") == tmp_path / ".cache" / "muni-bench" / "verifiers"
+def test_it_is_kept_for_what_it_depends_on(short, folder, monkeypatch):
+    worlds = (Easy(), Easy("other"), Easy(rows=50), Easy(side=32))
+    check_kept(lambda data, say: verifier.of(data, say=say), worlds, verifier, folder, monkeypatch)
 
 
 def test_it_speaks_on_stderr(short, capsys):

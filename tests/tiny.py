@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
 PERIOD = 1_000_003
 EXTRA = ("transformers", "diffusers", "datasets", "soundfile", "PIL")
 
@@ -45,10 +44,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run that all its processes see."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if base.name.startswith("popen-") else base
-
-
-def weight_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def by_rule(state: dict[str, Tensor]) -> dict[str, Tensor]:
