@@ -13,7 +13,7 @@ from safetensors.torch import save
 from scipy.optimize import nnls
 from torch.nn import functional
 
-from benchmark import registry
+from benchmark import frozen, registry
 from benchmark.runtime import Draws
 from data_prep import recordings, spoken_captions, spoken_codecs
 from data_prep.spoken_codecs import (
@@ -538,7 +538,7 @@ def test_a_folder_that_takes_no_files_costs_the_cache_alone(short, tmp_path, mon
 
 
 def test_it_says_what_it_does_on_stderr(short, capsys, monkeypatch):
-    monkeypatch.setattr(spoken_codecs, "SAY_EVERY", -1.0)
+    monkeypatch.setattr(frozen, "SAY_EVERY", -1.0)
     spoken_codecs.of(Small(), size=short)
     out, err = capsys.readouterr()
     assert not out
