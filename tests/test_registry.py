@@ -143,3 +143,24 @@ def test_what_a_network_depends_on_is_its_own_code_and_that_of_its_rows(
     anew = [trained.code_of(file, world) for file in files]
     for first, second, third in zip(seen, other, anew, strict=True):
         assert first[0] == second[0] != third[0] and first[1] != second[1] == third[1]
+
+
+METRICS = ("cider", "fid", "label_accuracy", "swd", "shared_mse", "energy_score", "probe_linear")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "moved"),
+    [
+        ("known_world.py", "step = 0.05", "step = 0.1", {"swd", "shared_mse", "energy_score"}),
+        ("sliced.py", "DIRECTIONS = 128", "DIRECTIONS = 64", {"swd"}),
+        ("shared.py", ".square().mean(1)", ".abs().mean(1)", {"shared_mse"}),
+        ("explained.py", "Score(1 - left.value", "Score(left.value", {"probe_linear"}),
+        ("rows.py", "if rows < least", "if rows <= least", {*METRICS}),
+    ],
+)
+def test_what_one_kind_of_metric_needs_is_no_part_of_the_others(
+    plant: Plant, file: str, old: str, new: str, moved: set[str]
+):
+    before = {metric: code(f"benchmark/metrics/{metric}.py") for metric in METRICS}
+    plant(f"benchmark/metrics/{file}", old, new)
+    assert {metric for metric in METRICS if code(f"benchmark/metrics/{metric}.py") != before[metric]} == moved
