@@ -461,7 +461,7 @@ def picture_like(picture: Tensor, like: Tensor, sample_rate: int = 0) -> Tensor:
 
 def sound_like(sound: tuple[Tensor, int], like: Tensor, sample_rate: int) -> Tensor:
     """A sound (any length, at its own rate) at `sample_rate`, cut or filled up with silence to the length of `like`."""
-    from data_prep.pretrained import resampled
+    from data_prep.sounds import resampled
 
     samples = torch.from_numpy(resampled(sound[0].numpy(), sound[1], sample_rate))[: len(like)]
     return torch.nn.functional.pad(samples, (0, len(like) - len(samples)))

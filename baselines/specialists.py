@@ -16,7 +16,8 @@ from torch import Tensor
 
 from baselines.external import Answer, External
 from benchmark.api import Cell, Raw, UserError, one_line
-from data_prep.pretrained import checksum, package, quiet, resampled
+from data_prep.pretrained import checksum, package, quiet
+from data_prep.sounds import resampled
 
 
 class Specialist(External):

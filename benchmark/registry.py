@@ -177,7 +177,8 @@ def load(kind: str, name: str) -> type:
 
 @functools.cache
 def sources(path: Path, with_card: bool = True) -> str:
-    """Hash of a file's code and of the plug-in code it imports; comments, docstrings and layout do not count.
+    """Hash of a file's code and of the code it imports that numbers depend on (see `_imports`); comments, docstrings
+    and layout do not count.
 
     Without its card a dataset's recipe does not count: what a run uses of it is in the run's configuration.
     """
@@ -201,12 +202,14 @@ def _assigns(node: ast.stmt, name: str) -> bool:
 
 
 def _imports(tree: ast.Module) -> list[Path]:
-    """The plug-in code that a file imports: plug-ins and their support modules, not the core."""
+    """The plug-in code that a file imports: plug-ins, their support modules and how the suite's own networks are fitted
+    and asked (benchmark/frozen.py); not the rest of the core."""
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     names = {name for node in froms for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
     stems = [ROOT / str(name).replace(".", "/") for name in names]
     paths = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
-    return [path for path in paths if path.is_file() and path.parent.name in _PLUG_IN_FOLDERS]
+    frozen = ROOT / "benchmark" / "frozen.py"
+    return [path for path in paths if path.is_file() and (path.parent.name in _PLUG_IN_FOLDERS or path == frozen)]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from benchmark import registry
 from benchmark.api import one_line
 from benchmark.files import cache_folder, write_atomic
 
@@ -49,6 +51,13 @@ def ready(network: Trained, kind: str, key: str, facts: Mapping[str, Any], train
             train()
             network.facts["weights"] = checksum(network)
             _store(network, path, say)
+
+
+def code_of(file: str, world: object) -> list[str]:
+    """Hashes of the code behind a network, for its facts: of the file that trains it, and of the class that its rows
+    come from."""
+    rows = Path(inspect.getfile(type(world)))
+    return [registry.sources(Path(file)), registry.sources(rows, with_card=False)]
 
 
 def folder(kind: str) -> Path:

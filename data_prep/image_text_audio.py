@@ -27,7 +27,8 @@ from benchmark.config import Config, digest, nearest
 from benchmark.runtime import Draws
 from data_prep import features, image_text_audio_sources
 from data_prep.image_text_audio_sources import Item, Listing
-from data_prep.pretrained import AudioAutoencoder, Models, on_canvas, resampled
+from data_prep.pretrained import AudioAutoencoder, Models, on_canvas
+from data_prep.sounds import resampled
 
 CARD = DatasetCard(
     version=1,

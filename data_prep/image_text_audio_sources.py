@@ -54,7 +54,8 @@ from benchmark.config import nearest
 from benchmark.runtime import seed_of
 from data_prep.features import BadItem
 from data_prep.places import SETTING, data_folder
-from data_prep.pretrained import package, resampled
+from data_prep.pretrained import package
+from data_prep.sounds import resampled
 
 FOLDER = "image_text_audio"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")

@@ -21,7 +21,6 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from benchmark.config import digest, nearest
 from benchmark.files import cache_folder
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
+from data_prep.sounds import resampled, without_silent_end
 
 SETTING = "MUNI_BENCH_MODELS"
 DEFAULTS = Path(__file__).with_name("pretrained_models.toml")
@@ -318,22 +318,6 @@ def in_blocks(network: Callable[..., Tensor], *inputs: Tensor, rows: int = ROWS,
         filled = [torch.cat([each, each[:1].expand(rows - count, *each.shape[1:])]).to(device) for each in block]
         answers.append(network(*filled)[:count].float())
     return torch.cat(answers)
-
-
-def resampled(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """(samples,) float32 at another rate in Hz, by a polyphase filter; the same one for real and generated sounds."""
-    if rate == wanted:
-        return sound
-    from scipy.signal import resample_poly
-
-    common = gcd(rate, wanted)
-    return resample_poly(sound, wanted // common, rate // common).astype(np.float32)
-
-
-def without_silent_end(sound: np.ndarray) -> np.ndarray:
-    """Without the zeros at its end, which sounds of one batch are filled up with; a silent one stays as it is."""
-    heard = np.flatnonzero(sound)
-    return sound[: heard[-1] + 1] if len(heard) else sound
 
 
 def on_canvas(picture: np.ndarray, side: int) -> Tensor:

@@ -40,7 +40,6 @@ PHRASES: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "figure": ("digit", (("the digit {digit}", "the number {digit}", "the figure {digit}", "{a} {digit}"),) * 10),
     "word": ("digit", (("{digit}", "the digit {digit}", "the number {digit}"),) * 10),
 }
-ATTRIBUTES = ("digit", "weight", "slant", "speaker", "loudness", "pace")  # a caption may tell of; order of the fields
 CLASSES = {"digit": 10, "weight": 3, "slant": 3, "speaker": len(SPEAKERS), "loudness": 3, "pace": 3}
 
 PLAIN = ("{figure}", "this is {figure}", "it is {figure}", "an example of {figure}")

@@ -21,20 +21,20 @@ kept as `codecs/<hash>.safetensors` below $MUNI_BENCH_CACHE or ~/.cache/muni-ben
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark import registry, trained
+from benchmark import trained
+from benchmark.api import Raw
 from benchmark.config import digest
+from benchmark.frozen import fit, in_chunks
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
 from data_prep import spoken_captions
@@ -47,9 +47,7 @@ CHUNK = 64  # rows per call of a frozen network: always as many, so that no numb
 DECAY, WARM = 0.01, 0.1  # AdamW; the rate rises for a share of the updates and falls to zero
 NOISE = {"image": 0.1, "text": 0.4}  # on features in training, whose own deviation is 1
 HELD_OUT = 1_024  # rows of "validation" on which the stated numbers are measured, at most
-SAY_EVERY = 15.0  # seconds
 
-Raw = dict[str, "Tensor | list[str]"]
 _known: dict[tuple[str, str], Codecs] = {}
 
 
@@ -118,7 +116,7 @@ class Codecs(trained.Trained):
                 "audio": lambda clips: self.audio.encode(spectrogram(clips)),
                 "text": self.text,
             }
-            found[name] = _by_chunks(encode[name], x)
+            found[name] = in_chunks(encode[name], x, CHUNK)
         return found
 
     def words(self, texts: Sequence[str]) -> Tensor:
@@ -137,9 +135,9 @@ class Codecs(trained.Trained):
             if not torch.isfinite(rows).all():
                 raise ValueError(f"features of {name} hold NaN or infinite values")
             if name == "image":
-                found[name] = _by_chunks(self.image.decode, rows.float()).reshape(-1, 1, SIDE, SIDE)
+                found[name] = in_chunks(self.image.decode, rows.float(), CHUNK).reshape(-1, 1, SIDE, SIDE)
             elif name == "audio":
-                found[name] = _by_chunks(lambda x: sound(self.audio.decode(x)), rows.float())
+                found[name] = in_chunks(lambda x: sound(self.audio.decode(x)), rows.float(), CHUNK)
             elif rows.is_floating_point():
                 still = torch.zeros(FEATURES, device=rows.device), torch.ones(FEATURES, device=rows.device)
                 model = CaptionModel(self.writer, *still)
@@ -170,8 +168,7 @@ def of(world: Any, device: str = "cpu", say: Say = trained.to_stderr, size: Size
     say: gets a line now and then.
     """
     facts: dict[str, Any] = {"identity": world.identity, "size": asdict(size), "rows": world.count("codec")}
-    world_code = registry.sources(Path(inspect.getfile(type(world))), with_card=False)
-    facts["code"] = [registry.sources(Path(__file__)), world_code]
+    facts["code"] = trained.code_of(__file__, world)
     key = digest(facts)
     if (key, device) not in _known:
         with seeded("codecs", world.identity):
@@ -181,15 +178,6 @@ def of(world: Any, device: str = "cpu", say: Say = trained.to_stderr, size: Size
         codecs.version = f"{key}-{codecs.facts['weights']}"
         _known[key, device] = codecs.to(device).eval().requires_grad_(False)
     return _known[key, device]
-
-
-def _by_chunks(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What `work` answers for CHUNK rows at a time; zeros fill the last chunk, and what comes of them is dropped."""
-    found = []
-    for chunk in x.split(CHUNK):
-        padded = functional.pad(chunk, (0, 0) * (x.ndim - 1) + (0, CHUNK - len(chunk)))
-        found.append(work(padded)[: len(chunk)])
-    return torch.cat(found)
 
 
 # ---------------------------------------------------------------------------------------------- sound as a picture
@@ -489,7 +477,7 @@ class CaptionModel:
         """
         if most > LENGTH:
             raise ValueError(f"{most} tokens are asked for, and captions have at most {LENGTH}")
-        return _by_chunks(lambda x: self._greedy(x, most), prefix)
+        return in_chunks(lambda x: self._greedy(x, most), prefix, CHUNK)
 
     def _greedy(self, prefix: Tensor, most: int) -> Tensor:
         past: list[list[Tensor]] = [[] for _ in self.network.blocks]
@@ -579,19 +567,13 @@ def _text(codecs: Codecs, known: Tensor) -> Lesson:
 
 def _fit(what: str, network: nn.Module, loss: Loss, known: Tensor, training: Training, say: Say) -> None:
     """Minimise `loss(rows of known, draws)`."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.rate, weight_decay=DECAY)
-    started = said = time.monotonic()
-    for update in range(training.updates):
+
+    def of_batch(update: int) -> Tensor:
         draws = Draws("codecs", what, update, rows=training.rows, block=training.rows, device=known.device)
-        done = (update + 0.5) / training.updates
-        for group in optimizer.param_groups:
-            group["lr"] = training.rate * min(done / WARM, (1 - done) / (1 - WARM))
-        optimizer.zero_grad(set_to_none=True)
-        loss(known[draws.integers("rows", len(known))], draws).backward()
-        optimizer.step()
-        if (now := time.monotonic()) - said > SAY_EVERY:
-            left, said = (now - started) / (update + 1) * (training.updates - update - 1), now
-            say(f"codec of {what}: {100 * (update + 1) // training.updates} %, {left:.0f} s left")
+        return loss(known[draws.integers("rows", len(known))], draws)
+
+    updates, rate = training.updates, training.rate
+    fit(f"codec of {what}", network, of_batch, updates=updates, rate=rate, warm=WARM, decay=DECAY, say=say)
 
 
 @torch.no_grad()
@@ -609,8 +591,8 @@ def held_out(codecs: Codecs, world: Any) -> dict[str, Any]:
     (pixels, clips, tokens), (drawn, spoken, written) = (
         [codecs.input(name, rows[name]) for name in ("image", "audio", "text")] for rows in (raw, made)
     )
-    points, heard = (_by_chunks(spectrogram, each)[:, :-1] for each in (clips, spoken))
-    shown = _by_chunks(codecs.audio.decode, features["audio"])[:, :-1].clamp(0, 1)
+    points, heard = (in_chunks(spectrogram, each, CHUNK)[:, :-1] for each in (clips, spoken))
+    shown = in_chunks(codecs.audio.decode, features["audio"], CHUNK)[:, :-1].clamp(0, 1)
     same = tokens == written
     named = [[spoken_captions.digit_of(text) for text in texts] for texts in (raw["text"], made["text"])]
     found = {

@@ -18,6 +18,7 @@ LAYERS = (
     {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
     {
         "benchmark.processes",
+        "benchmark.frozen",
         "benchmark.runtime",
         "benchmark.samples",
         "benchmark.trained",

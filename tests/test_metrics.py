@@ -14,7 +14,9 @@ from scipy.stats import wasserstein_distance
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Modality, UserError, cells
 from benchmark.config import resolve
-from benchmark.metrics import ExplainedVariance, directions, known_world, sliced_wasserstein, unexplained
+from benchmark.metrics import known_world
+from benchmark.metrics.explained import ExplainedVariance, unexplained
+from benchmark.metrics.sliced import directions, sliced_wasserstein
 from benchmark.runtime import Draws
 from data_prep.gaussian_mixture import CARD, GaussianMixture
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmark.api import Inapplicable, UserError
 from benchmark.metrics import frechet, published
 from benchmark.metrics import pretrained as judges
-from data_prep import pretrained, tiny_models
+from data_prep import pretrained, sounds, tiny_models
 from data_prep.pretrained import Models
 from tests import peers, tiny
 
@@ -381,7 +381,7 @@ def test_a_sound_of_ten_and_a_quarter_seconds_is_always_cut_alike(tmp_path: Path
 def test_resampling_keeps_a_tone() -> None:
     for rate in (8_000, 44_100, 48_000):
         tone = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate).astype(np.float32)
-        found = pretrained.resampled(tone, rate, RATE)
+        found = sounds.resampled(tone, rate, RATE)
         expected = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)
         assert len(found) == RATE and np.abs(found - expected)[200:-200].max() < 2e-2
 
@@ -608,7 +608,7 @@ def test_clap_scores_equal_a_direct_computation(judging: judges.Judges, folder: 
     found = [judging.embed(("audio", "text"), name, rows[name]) for name in ("text", "audio")]
     for number, caption in enumerate(CAPTIONS):
         sound = judges.heard(rows["audio"][number : number + 1], RATE)[0]
-        sound = pretrained.resampled(sound, RATE, 48_000)[:48_000]
+        sound = sounds.resampled(sound, RATE, 48_000)[:48_000]
         heard = extractor(sound, sampling_rate=48_000, return_tensors="pt")["input_features"].float()
         tokens = tokenizer([caption], truncation=True, max_length=77, return_tensors="pt")
         with torch.no_grad():

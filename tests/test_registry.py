@@ -1,12 +1,15 @@
-"""Names of plug-ins: files, and a method with switches of its card."""
+"""Names of plug-ins: files, and a method with switches of its card; and what the code of one is."""
 
 from __future__ import annotations
 
+import importlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmark import registry
+from benchmark import registry, trained
 from benchmark.api import UserError
 from benchmark.runner import prepare
 from benchmark.tables import job_of
@@ -93,3 +96,85 @@ def test_a_variant_of_an_attribute_that_is_not_there_is_the_files_error(mine: st
 def test_only_methods_have_variants():
     with pytest.raises(UserError, match="unknown dataset 'gaussian_mixture:loud'"):
         registry.card("dataset", "gaussian_mixture:loud")
+
+
+# ------------------------------------------------------------------------------------------ the code behind a number
+
+
+Plant = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Puts a change into a file of a copy of the tree, which the registry reads from now on."""
+    for folder in ("benchmark", "benchmark/metrics", "data_prep"):
+        (tmp_path / folder).mkdir()
+        for path in (registry.ROOT / folder).glob("*.py"):
+            shutil.copy(path, tmp_path / folder)
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
+
+    def change(file: str, old: str, new: str) -> None:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        (tmp_path / file).write_text(text.replace(old, new))
+        registry.sources.cache_clear()
+
+    return change
+
+
+def code(file: str) -> str:
+    return registry.sources(registry.ROOT / file)
+
+
+TRAINED = ("benchmark/metrics/verifier.py", "benchmark/metrics/towers.py", "data_prep/spoken_codecs.py")
+READ_BY_THEM = ("benchmark/metrics/label_accuracy.py", "benchmark/metrics/ais.py", "data_prep/spoken_digits.py")
+
+
+@pytest.mark.parametrize("file", [*TRAINED, *READ_BY_THEM])
+def test_how_networks_are_fitted_and_asked_is_part_of_the_code_behind_them(file: str, plant: Plant):
+    seen = [code(file)]
+    plant("benchmark/trained.py", "training anew", "it is trained anew")  # how they are kept moves no number
+    assert code(file) == seen[0]
+    for old, new in (("(1 - done) / (1 - warm)", "1.0"), ('[""] * lacking', '["?"] * lacking')):
+        plant("benchmark/frozen.py", old, new)
+        seen.append(code(file))
+    assert len(set(seen)) == 3
+
+
+def test_what_a_network_depends_on_is_its_own_code_and_that_of_its_rows(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "planted_world.py").write_text("CARD = 1\n\n\nclass World:\n    size = 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    world = importlib.import_module("planted_world").World()
+    files = [str(registry.ROOT / file) for file in TRAINED]
+    seen = [trained.code_of(file, world) for file in files]
+    plant("planted_world.py", "CARD = 1", "CARD = 2")
+    assert [trained.code_of(file, world) for file in files] == seen
+    plant("planted_world.py", "size = 2", "size = 3")
+    other = [trained.code_of(file, world) for file in files]
+    plant("benchmark/frozen.py", "(1 - done) / (1 - warm)", "1.0")
+    anew = [trained.code_of(file, world) for file in files]
+    for first, second, third in zip(seen, other, anew, strict=True):
+        assert first[0] == second[0] != third[0] and first[1] != second[1] == third[1]
+
+
+METRICS = ("cider", "fid", "label_accuracy", "swd", "shared_mse", "energy_score", "probe_linear")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "moved"),
+    [
+        ("known_world.py", "step = 0.05", "step = 0.1", {"swd", "shared_mse", "energy_score"}),
+        ("sliced.py", "DIRECTIONS = 128", "DIRECTIONS = 64", {"swd"}),
+        ("shared.py", ".square().mean(1)", ".abs().mean(1)", {"shared_mse"}),
+        ("explained.py", "Score(1 - left.value", "Score(left.value", {"probe_linear"}),
+        ("rows.py", "if rows < least", "if rows <= least", {*METRICS}),
+    ],
+)
+def test_what_one_kind_of_metric_needs_is_no_part_of_the_others(
+    plant: Plant, file: str, old: str, new: str, moved: set[str]
+):
+    before = {metric: code(f"benchmark/metrics/{metric}.py") for metric in METRICS}
+    plant(f"benchmark/metrics/{file}", old, new)
+    assert {metric for metric in METRICS if code(f"benchmark/metrics/{metric}.py") != before[metric]} == moved

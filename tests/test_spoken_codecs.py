@@ -12,6 +12,7 @@ from safetensors import safe_open
 from scipy.optimize import nnls
 from torch.nn import functional
 
+from benchmark import frozen
 from benchmark.runtime import Draws
 from data_prep import recordings, spoken_captions, spoken_codecs
 from data_prep.spoken_codecs import (
@@ -492,7 +493,7 @@ def test_training_is_a_function_of_the_identity_alone(short, folder):
 
 
 def test_it_says_what_it_does_on_stderr(short, capsys, monkeypatch):
-    monkeypatch.setattr(spoken_codecs, "SAY_EVERY", -1.0)
+    monkeypatch.setattr(frozen, "SAY_EVERY", -1.0)
     spoken_codecs.of(Small(), size=short)
     out, err = capsys.readouterr()
     assert not out

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score, UserError
-from benchmark.metrics import enough, frechet, verifier
+from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
+from benchmark.metrics import frechet, verifier
 from benchmark.metrics.labels import mean, pictures, shown_by
+from benchmark.metrics.rows import enough, fresh_half
 
 CARD = MetricCard(
     version=1,
@@ -51,12 +52,7 @@ class FrechetVerifier:
         generated = {name: torch.cat(blocks) for name, blocks in self._features.items() if blocks}
         rows = min(map(len, generated.values()), default=0)
         enough(rows, CARD.min_rows, f"frechet_verifier of {self._cell}")
-        half = self._data.count("test") // 2
-        if rows > half:
-            raise UserError(
-                f"{rows} generated rows need as many fresh test rows, and half of the test split of "
-                f"{self._cell.dataset} is {half}: lower evaluation_rows"
-            )
+        half = fresh_half(self._data, self._cell, rows)
         fresh = features(self._data, list(generated), half, rows, str(generated[next(iter(generated))].device))
         distances, pulls = [], []
         for name, found in generated.items():

@@ -62,7 +62,7 @@ def protocol(data: Any, metric: str) -> dict[str, Any]:
     """As `Judges.protocol`, without training any."""
     if judged_by(data) == "pretrained":
         return of(data, getattr(data, "device", "cpu")).protocol(metric)
-    return towers.protocol(data, metric)
+    return towers.protocol(data)
 
 
 def judged_by(data: Any) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import enough, verifier
+from benchmark.metrics import verifier
 from benchmark.metrics.labels import mean, pictures, read, score_of, shown_by
+from benchmark.metrics.rows import enough
 from benchmark.metrics.verifier import labels_of
 
 CARD = MetricCard(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, Score
-from benchmark.metrics import mean_of, verifier
+from benchmark.metrics import verifier
+from benchmark.metrics.rows import mean_of
 from benchmark.metrics.verifier import labels_of
 
 Shown = dict[str, dict[str, Tensor]]  # modality -> label -> class, (rows,) int64

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Cell, Inapplicable, Raw, Score
-from benchmark.metrics import enough, frechet, judges
+from benchmark.metrics import frechet, judges
 from benchmark.metrics.judges import Judges, Pair, Things
+from benchmark.metrics.rows import enough
 
 BLOCK = 256  # real rows that are read at a time
 _kept: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ of the zeros at its end, with which sounds of one batch are filled up, before an
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from benchmark.api import Inapplicable, UserError
+from benchmark.frozen import OncePerTensor, in_chunks
 from benchmark.metrics import published
 from benchmark.metrics.judges import Pair, Things
+from data_prep.sounds import resampled, without_silent_end
 
 VERSION = 1  # raised when what is done between raw things and a network's input changes: part of every protocol
 SECONDS = 10.0  # of a sound: CLAP's length, and that of the clips; AudioLDM's sounds have 0.24 s more
@@ -60,7 +62,7 @@ class Judges:
         self._models, self._rate, self._device = data.models, data.sample_rate, device
         self._identity = data.identity
         self._networks: dict[str, Any] = {}
-        self._kept = WeakTensorKeyDictionary()  # several metrics see one block of pictures or sounds
+        self._by_network: defaultdict[str, OncePerTensor] = defaultdict(OncePerTensor)
         self.facts: dict[str, Any] = {"version": VERSION, "torch": torch.__version__}
 
     def embed(self, pair: Pair, modality: str, things: Things) -> Tensor:
@@ -116,15 +118,8 @@ class Judges:
             self.facts[role] = self._models.record(role)
         return self._networks[role]
 
-    def _once(self, what: str, things: Tensor, work: Any) -> Tensor:
-        """What `work` answers for a tensor, without asking again while the tensor is unchanged."""
-        version = 0 if things.is_inference() else things._version
-        kept = self._kept.setdefault(things, {})
-        if kept.get(what, (None,))[0] != version:
-            if not torch.isfinite(things).all():
-                raise ValueError("a picture or a sound holds NaN or infinite values")
-            kept[what] = (version, work(things))
-        return kept[what][1]
+    def _once(self, network: str, things: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._by_network[network]("a picture or a sound", things, work)
 
     def _clip_pictures(self, pictures: Tensor) -> Tensor:
         return self._once("clip", pictures, lambda x: self._load("judge_clip").pictures(levels(x)))
@@ -145,16 +140,19 @@ class Judges:
     def _vggish(self, sounds: Tensor) -> Tensor:
         network = self._load("judge_vggish")
         windows = torch.cat([network.windows(sound) for sound in self._at_rate(sounds, 1)])
-        return _in_blocks(network, windows, self._device)
+        return self._in_chunks(network, windows)
 
     @torch.no_grad()
     def _inception(self, pictures: Tensor) -> Tensor:
         network = self._load("judge_inception")
-        return _in_blocks(network, pictures.float().expand(-1, 3, -1, -1), self._device)
+        return self._in_chunks(network, pictures.float().expand(-1, 3, -1, -1))
+
+    def _in_chunks(self, network: Any, rows: Tensor) -> Tensor:
+        return in_chunks(lambda chunk: network(chunk.to(self._device)).float(), rows, ROWS)
 
     def _at_rate(self, sounds: Tensor, least: int) -> list[Tensor]:
         """Each sound alone at 16 kHz, with zeros at its end where it has fewer than `least` samples."""
-        found = [_resampled(sound, self._rate, published.RATE) for sound in heard(sounds, self._rate)]
+        found = [resampled(sound, self._rate, published.RATE) for sound in heard(sounds, self._rate)]
         return [torch.from_numpy(np.pad(sound, (0, max(0, least - len(sound))))) for sound in found]
 
 
@@ -188,22 +186,4 @@ def heard(sounds: Tensor, rate: int) -> list[np.ndarray]:
     rows = sounds[:, : round(SECONDS * rate)].float().cpu().numpy()
     if not rows.shape[1]:
         raise ValueError("sounds without a sample")
-    ends = [np.flatnonzero(row) for row in rows]
-    return [row[: end[-1] + 1] if len(end) else row for row, end in zip(rows, ends, strict=True)]
-
-
-def _resampled(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    if rate == wanted:
-        return sound
-    from scipy.signal import resample_poly
-
-    common = int(np.gcd(rate, wanted))
-    return resample_poly(sound, wanted // common, rate // common).astype(np.float32)
-
-
-def _in_blocks(network: Any, rows: Tensor, device: str) -> Tensor:
-    found = []
-    for block in rows.split(ROWS):
-        filled = functional.pad(block, (0, 0) * (block.ndim - 1) + (0, ROWS - len(block)))
-        found.append(network(filled.to(device))[: len(block)].float())
-    return torch.cat(found)
+    return [without_silent_end(row) for row in rows]

@@ -6,7 +6,7 @@ For shared factors more is better (sufficiency); for private factors less is (mi
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics import ExplainedVariance
+from benchmark.metrics.explained import ExplainedVariance
 
 CARD = MetricCard(
     version=1,

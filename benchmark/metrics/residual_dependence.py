@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import enough, finite, unexplained
+from benchmark.metrics.explained import unexplained
+from benchmark.metrics.rows import enough, finite
 
 CARD = MetricCard(
     version=1,

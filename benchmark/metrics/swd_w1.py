@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics import SlicedWasserstein
+from benchmark.metrics.sliced import SlicedWasserstein
 
 CARD = MetricCard(
     version=1,

@@ -16,22 +16,20 @@ heart of which recording stood beside which picture.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmark import registry, trained
+from benchmark import trained
 from benchmark.config import digest
+from benchmark.frozen import OncePerTensor, fit, in_chunks
 from benchmark.runtime import Draws, seed_of, seeded
 from benchmark.trained import Say
 
@@ -74,7 +72,7 @@ class Towers(trained.Trained):
         self.readers = nn.ModuleDict({name: nn.Linear(FEATURES, DIGITS) for name in ("image", "audio")})
         self.sharpness = nn.Parameter(torch.full((len(PAIRS),), math.log(10.0)))
         self.facts: dict[str, Any] = {}
-        self._features = WeakTensorKeyDictionary()  # several metrics see one block of pictures or sounds
+        self._once = OncePerTensor()
 
     @property
     def device(self) -> torch.device:
@@ -93,14 +91,7 @@ class Towers(trained.Trained):
         """(rows, FEATURES) float32. A tensor that was read before, and has not changed since, costs nothing."""
         if isinstance(things, list):
             return self._read(modality, things)
-        version = 0 if things.is_inference() else things._version
-        found = self._features.get(things)
-        if found is None or found[0] != version:
-            if not torch.isfinite(things).all():
-                raise ValueError(f"{modality} holds NaN or infinite values")
-            found = (version, self._read(modality, things))
-            self._features[things] = found
-        return found[1]
+        return self._once(modality, things, lambda rows: self._read(modality, rows))
 
     @torch.no_grad()
     def embed(self, pair: Pair, modality: str, things: Things) -> Tensor:
@@ -109,21 +100,17 @@ class Towers(trained.Trained):
         if known is None:
             raise ValueError(f"no towers of {modality} among {pair}")
         tower = functools.partial(self.tower, known, modality)
-        return _in_chunks(tower, self.features(modality, things))
+        return in_chunks(tower, self.features(modality, things), CHUNK)
 
     @torch.no_grad()
     def read_digits(self, modality: str, things: Tensor) -> Tensor:
         """The likeliest digit of each picture or sound, (rows,) int64."""
-        logits = _in_chunks(
-            lambda features: self.readers[modality](functional.relu(features)), self.features(modality, things)
-        )
-        return logits.argmax(1)
+        reader = self.readers[modality]
+        return in_chunks(lambda x: reader(functional.relu(x)), self.features(modality, things), CHUNK).argmax(1)
 
     def _read(self, modality: str, things: Things) -> Tensor:
-        body, found = self.bodies[modality], []
-        for chunk, rows in _chunks(things):
-            found.append(self(modality, body.prepare(chunk, self.device))[:rows].float())
-        return torch.cat(found) if found else torch.empty(0, FEATURES, device=self.device)
+        body = self.bodies[modality]
+        return in_chunks(lambda chunk: self(modality, body.prepare(chunk, self.device)).float(), things, CHUNK)
 
 
 class Judging:
@@ -139,7 +126,7 @@ class Judging:
         return self._towers.read_digits(modality, things)
 
     def protocol(self, metric: str) -> dict[str, Any]:
-        return protocol(self._data, metric)
+        return protocol(self._data)
 
 
 def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr) -> Judging:
@@ -161,8 +148,8 @@ def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr) -> Judging:
     return Judging(_known[key, device], data)
 
 
-def protocol(data: Any, metric: str) -> dict[str, Any]:
-    """What numbers of the metric depend on, besides the rows."""
+def protocol(data: Any) -> dict[str, Any]:
+    """What numbers of every metric depend on, besides the rows."""
     world = world_of(data)
     sizes = {"features": FEATURES, "embedding": EMBEDDING, "sample_rate": world.sample_rate}
     return {"judges": f"trained {VERSION}", "data": world.identity, "judge_rows": world.count("judge"), **sizes}
@@ -180,8 +167,7 @@ def digits_of(data: Any, texts: list[str]) -> Tensor:
 
 def _facts(data: Any) -> dict[str, Any]:
     world = world_of(data)
-    code = [registry.sources(Path(__file__)), registry.sources(Path(inspect.getfile(type(world))), with_card=False)]
-    return {"identity": world.identity, "rows": world.count("judge"), "code": code}
+    return {"identity": world.identity, "rows": world.count("judge"), "code": trained.code_of(__file__, world)}
 
 
 def _raw(data: Any, split: str, indices: Tensor) -> Mapping[str, Any]:
@@ -191,22 +177,6 @@ def _raw(data: Any, split: str, indices: Tensor) -> Mapping[str, Any]:
 
 def _head(pair: Pair, modality: str) -> str:
     return f"{'_'.join(pair)}_{modality}"
-
-
-def _chunks(things: Things) -> Iterator[tuple[Things, int]]:
-    """The rows in parts of CHUNK, the last one filled up, each with the number of its own rows."""
-    for start in range(0, len(things), CHUNK):
-        chunk = things[start : start + CHUNK]
-        lacking = CHUNK - len(chunk)
-        if isinstance(chunk, list):
-            yield chunk + [""] * lacking, len(chunk)
-        else:
-            yield functional.pad(chunk, (0, 0) * (chunk.ndim - 1) + (0, lacking)), len(chunk)
-
-
-def _in_chunks(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    parts = [work(chunk)[:count] for chunk, count in _chunks(rows)]  # type: ignore[arg-type]
-    return torch.cat(parts) if parts else work(rows)
 
 
 # ---------------------------------------------------------------------------------------------- the networks
@@ -374,31 +344,24 @@ def _number(word: str) -> int:
 def _train(network: Towers, data: Any, facts: Mapping[str, Any], device: str, say: Say) -> None:
     """Train on the split `judge`, measure on the split `validation`, and write down both in `network.facts`."""
     count, identity = facts["rows"], facts["identity"]
+    name = f"judges of {identity}"
     updates = min(UPDATES, math.ceil(PASSES * count / ROWS))
-    started = said = time.monotonic()
-    say(f"judges of {identity}: training, once for this machine, {updates} updates")
+    started = time.monotonic()
+    say(f"{name}: training, once for this machine, {updates} updates")
     network.to(device)
     _learn_words(network, data)
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    for update in range(updates):
+
+    def loss(update: int) -> Tensor:
         draws = Draws("judges", identity, update, rows=ROWS, block=ROWS, device=device)
-        at = draws.integers("rows", count)
-        done = (update + 0.5) / updates
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(done / WARM, (1 - done) / (1 - WARM))
-        loss = _loss(network, _raw(data, "judge", at), data, draws)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (now := time.monotonic()) - said > 15:
-            left, said = (now - started) / (update + 1) * (updates - update - 1), now
-            say(f"judges of {identity}: {100 * (update + 1) // updates} %, {left:.0f} s left")
+        return _loss(network, _raw(data, "judge", draws.integers("rows", count)), data, draws)
+
+    fit(name, network, loss, updates=updates, rate=RATE, warm=WARM, decay=DECAY, say=say)
     network.eval().requires_grad_(False)
     measured = held_out(network, data)
     network.facts = {**facts, **measured, "updates": updates, "torch": torch.__version__}
     network.facts["seconds"] = round(time.monotonic() - started, 1)
-    say(f"judges of {identity}: {in_words(measured)}")
+    say(f"{name}: {in_words(measured)}")
 
 
 def _learn_words(network: Towers, data: Any) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics import SharedDifference, known_world
+from benchmark.metrics import known_world
+from benchmark.metrics.shared import SharedDifference
 
 CARD = MetricCard(
     version=1,

@@ -9,22 +9,20 @@ minutes on one core for pictures of 32 x 32, 0.98 of the digits and all quadrant
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from benchmark import registry, trained
+from benchmark import trained
 from benchmark.api import Modality, UserError
 from benchmark.config import digest, nearest
+from benchmark.frozen import OncePerTensor, chunks, fit
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
 
@@ -65,7 +63,7 @@ class Verifier(trained.Trained):
         self.scale = nn.BatchNorm1d(FEATURES, affine=False)  # each feature of real pictures has variance 1
         self.heads = nn.ModuleDict({label: nn.Linear(FEATURES, classes) for label, classes in labels.items()})
         self._kept: dict[Hashable, Any] = {}
-        self._readings = WeakTensorKeyDictionary()  # several metrics see one block of pictures
+        self._once = OncePerTensor()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Features (rows, FEATURES) and logits by label (rows, classes)."""
@@ -78,14 +76,7 @@ class Verifier(trained.Trained):
 
         A tensor that was read before, and has not changed since, costs nothing.
         """
-        version = 0 if pictures.is_inference() else pictures._version
-        found = self._readings.get(pictures)
-        if found is None or found[0] != version:
-            if not torch.isfinite(pictures).all():
-                raise ValueError("a picture holds NaN or infinite values")
-            found = (version, self._read(pictures.float()))
-            self._readings[pictures] = found
-        return found[1]
+        return self._once("a picture", pictures, self._read)
 
     def keep(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """What `work` answers, worked out once per key: what is read in real pictures serves every method and cell."""
@@ -95,11 +86,10 @@ class Verifier(trained.Trained):
 
     def _read(self, pictures: Tensor) -> Reading:
         features, labels = [], []
-        for chunk in pictures.split(CHUNK):
-            padded = functional.pad(chunk, (0, 0) * 3 + (0, CHUNK - len(chunk)))
-            found, logits = self(padded)
-            features.append(found[: len(chunk)].float())
-            labels.append({label: each[: len(chunk)].argmax(1) for label, each in logits.items()})
+        for chunk, rows in chunks(pictures.float(), CHUNK):
+            found, logits = self(chunk)
+            features.append(found[:rows].float())
+            labels.append({label: each[:rows].argmax(1) for label, each in logits.items()})
         return Reading(
             {label: torch.cat([each[label] for each in labels]) for label in self.heads}, torch.cat(features)
         )
@@ -131,8 +121,7 @@ def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr, shape: tupl
         raise ValueError(f"a verifier reads pictures of one shape: {', '.join(str(view.shape) for view in pictures)}")
     shape = views[0].shape
     facts = {"identity": data.identity, "kind": kind, "labels": labels, "shape": list(shape)}
-    code = [registry.sources(Path(__file__)), registry.sources(Path(inspect.getfile(type(data))), with_card=False)]
-    facts |= {"rows": data.count("verifier"), "code": code}
+    facts |= {"rows": data.count("verifier"), "code": trained.code_of(__file__, data)}
     key = digest(facts)
     if (key, device) not in _known:
         with seeded("verifier", data.identity):
@@ -194,40 +183,35 @@ def _train(
     network: Verifier, data: Any, facts: Mapping[str, Any], views: list[Modality], device: str, say: Say
 ) -> None:
     """Train on the split `verifier`, measure on the test split, and write down both in `network.facts`."""
-    names, count, batch = [view.name for view in views], data.count("verifier"), PICTURES // len(views)
+    name, names = f"verifier of {data.identity}", [view.name for view in views]
+    count, batch = data.count("verifier"), PICTURES // len(views)
     own = network.body if isinstance(network.body, Pretrained) else None
     rate = own.rate if own else RATE
     updates = min(own.updates if own else UPDATES, math.ceil(PASSES * count / batch))
     if own:
         own.pretrain()
     network.to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=DECAY)
-    started = said = time.monotonic()
-    say(f"verifier of {data.identity}: training, once for this machine, {updates} updates")
-    for update in range(updates):
+    started = time.monotonic()
+    say(f"{name}: training, once for this machine, {updates} updates")
+
+    def loss(update: int) -> Tensor:
         draws = Draws("verifier", data.identity, update, rows=batch, block=batch, device=device)
         rows = data.rows("verifier", draws.integers("rows", count))
-        pictures = _bent(torch.cat([rows[name] for name in names]), draws)
-        done = (update + 0.5) / updates
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(done / WARM, (1 - done) / (1 - WARM))
+        pictures = _bent(torch.cat([rows[view] for view in names]), draws)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_bfloat16(device, views[0].shape[-1])):
             _, logits = network(pictures)
         losses = [
             functional.cross_entropy(each.float(), rows[label].repeat(len(names))) for label, each in logits.items()
         ]
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-        if (now := time.monotonic()) - said > 15:
-            left, said = (now - started) / (update + 1) * (updates - update - 1), now
-            say(f"verifier of {data.identity}: {100 * (update + 1) // updates} %, {left:.0f} s left")
+        return torch.stack(losses).sum()
+
+    fit(name, network, loss, updates=updates, rate=rate, warm=WARM, decay=DECAY, say=say)
     network.eval().requires_grad_(False)
     measured = accuracy(network, data, names, device)
     network.facts = {**facts, **measured, "updates": updates, "torch": torch.__version__}
     network.facts["seconds"] = round(time.monotonic() - started, 1)
     right = ", ".join(f"{label} {share:.4f}" for label, share in measured["accuracy"].items())
-    say(f"verifier of {data.identity}: {right} on {measured['pictures']} real test pictures")
+    say(f"{name}: {right} on {measured['pictures']} real test pictures")
 
 
 def _bent(pictures: Tensor, draws: Draws) -> Tensor:

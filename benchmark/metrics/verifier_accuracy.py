@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import enough, finite, verifier
+from benchmark.metrics import verifier
 from benchmark.metrics.labels import Asked, Recovered, pictures, score_of
+from benchmark.metrics.rows import enough, finite
 
 CARD = MetricCard(
     version=1,
