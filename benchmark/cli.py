@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,11 +21,13 @@ import typer
 from benchmark import __version__, registry, tables
 from benchmark.api import TASKS, UserError, cells
 from benchmark.config import PRESETS, resolve
+from benchmark.formats import FORMATS, fill_blocks, render
+from benchmark.page import page_of
+from benchmark.strict import known_name, read_toml
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmark.claims import Claim
     from benchmark.report import Chapter, Shown
     from benchmark.runner import Outcome, Run
 
@@ -65,7 +67,7 @@ MaxJobs = Annotated[
 Slurm = Annotated[
     list[str], typer.Option("--slurm", help="Of each job, as sbatch has it: partition=gpu, time=600; repeatable.")
 ]
-Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(tables.FORMATS)}.")]
+Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead of your own.")
 ]
@@ -108,8 +110,8 @@ def list_command() -> None:
             card = registry.card(kind, name)
             print(f"  {name:20} {card.label:26} {_aside(kind, card)}")
     print("tables")
-    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
-        print(f"  {path.stem:20} bench reproduce {path.stem}")
+    for name in tables.table_files():
+        print(f"  {name:20} bench reproduce {name}")
     print(f"tasks\n  {', '.join(TASKS)}, criteria\npresets\n  {', '.join(PRESETS)}")
 
 
@@ -207,7 +209,7 @@ def run(
 def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], every_subset: bool) -> tables.Job:
     card = registry.card("method", method)
     for task in tasks:
-        tables.known_name(task, (*TASKS, "criteria"), "task", "--task")
+        known_name(task, (*TASKS, "criteria"), "task", "--task")
         if task in TASKS and task not in card.tasks:
             raise UserError(f"{method} does not support {task}: it supports {', '.join(card.tasks)}")
     data_card, data = registry.card("dataset", dataset), registry.stem(dataset)
@@ -247,7 +249,7 @@ def reproduce(
     Example: bench reproduce table5 --preset cpu
     """
     preset = _preset(preset)
-    tables.known_name(format, tables.FORMATS, "format", "--format")
+    known_name(format, FORMATS, "format", "--format")
     loaded = _table(table, preset)
     names = registry.card("dataset", loaded.dataset).modalities
     jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
@@ -322,18 +324,8 @@ def claims(
 def _claims(frame: pd.DataFrame, preset: str, format: str, of: Sequence[str]) -> str:
     from benchmark import claims as module
 
-    found = module.load_claims(registry.index("metric"), preset=preset)
-    for name in of:
-        tables.known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
-    verdicts = _verdicts(frame, preset, [claim for claim in found if not of or claim.table in of])
+    verdicts = module.verdicts_of(frame, module.claims_about(of, preset), preset)
     return module.render_claims(verdicts, format, color=format == "term" and sys.stdout.isatty())
-
-
-def _verdicts(frame: pd.DataFrame, preset: str, claims: Sequence[Claim]) -> pd.DataFrame:
-    from benchmark import claims as module
-
-    modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
-    return module.check_claims(frame, claims, preset, modalities, tables.load_paper())
 
 
 @app.command("report")
@@ -358,7 +350,7 @@ def report_command(
     from benchmark import report as module
 
     if preset:
-        tables.known_name(preset, PRESETS, "preset", "--preset")
+        known_name(preset, PRESETS, "preset", "--preset")
     chapters, lacking = [], []
     for name in [preset] if preset else _presets_with_rows(runs, reference):
         try:
@@ -389,13 +381,13 @@ def _presets_with_rows(runs: Path, reference: bool) -> list[str]:
 def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], reference: bool) -> Chapter:
     """What the report shows of a preset: its rows' tables, with further methods that have rows, and claims."""
     from benchmark import report as module
-    from benchmark.claims import load_claims
+    from benchmark.claims import claims_about, verdicts_of
 
     frame = _reference(preset) if reference else _standard(runs, preset, overrides, own)
     left_out = 0 if reference else int((_local(runs)["preset"] == preset).sum()) - len(frame)
     dataset_of = frame["dataset"].str.partition(":")[0]
     datasets, shown = set(dataset_of), []
-    every = [_table(path.stem, preset) for path in sorted((tables.RESULTS / "tables").glob("*.toml"))]
+    every = [_table(name, preset) for name in tables.table_files()]
     listed = {name for table in every for name in table.rows}
     for loaded in sorted(every, key=lambda table: not table.of_paper):
         measured = set(frame["method"][dataset_of == loaded.dataset])
@@ -408,8 +400,8 @@ def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], refe
         if part.summary is None or (part.summary["status"] != "missing: not run").any():
             shown.append(part)
     try:
-        found = load_claims(registry.index("metric"), preset=preset)
-        verdicts = _verdicts(frame, preset, [claim for claim in found if claim.dataset in datasets])
+        found = [claim for claim in claims_about((), preset) if claim.dataset in datasets]
+        verdicts = verdicts_of(frame, found, preset)
     except UserError as refusal:
         verdicts = str(refusal)
     known = [] if reference else _runs_of(frame, preset, runs, overrides, own)
@@ -420,8 +412,7 @@ def _shown(table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str]
     from benchmark import report as module
 
     try:
-        summary, about = _summary(table, frame, preset, own)
-        return module.Shown(table, summary, tables.compose(summary, table, tables.load_paper(), **about))
+        return module.Shown(table, *page_of(frame, table, preset, own))
     except UserError as refusal:
         return module.Shown(table, refused=str(refusal))
 
@@ -497,7 +488,7 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
     for page, blocks in page_blocks().items():
         path = registry.ROOT / page
         before = path.read_text()
-        after = tables.fill_blocks(before, blocks)
+        after = fill_blocks(before, blocks)
         stale += before != after
         if check:
             print(f"{page}: {'current' if before == after else 'stale: run bench readme'}")
@@ -539,7 +530,7 @@ def page_blocks() -> dict[str, dict[str, str]]:
 
 def _weights() -> str:
     """Markdown of the models that image_text_audio loads, by role."""
-    entries = tables.read_toml(registry.ROOT / "data_prep" / "pretrained_models.toml").values()
+    entries = read_toml(registry.ROOT / "data_prep" / "pretrained_models.toml").values()
     rows = [
         f"| {each['use']} | `{each.get('id') or each['url'].rpartition('/')[2]}`{' (gated)' * each['gated']} "
         f"| {each['licence']} | {each['gigabytes']} |"
@@ -554,7 +545,7 @@ def _external_models() -> str:
     folder = registry.ROOT / "baselines" / "runners"
     rows = []
     for path in sorted(folder.glob("*.toml")):
-        known = tables.read_toml(path)
+        known = read_toml(path)
         refused = known.get("refused", {})
         tasks = [task for task in TASKS if task not in refused]
         does = ", ".join(known.get("directions", [task.replace("_", " ") for task in tasks]))
@@ -790,7 +781,7 @@ class Away:
 
 def _submit(prepared: list[Run], away: Away, runs: Path, more: list[str]) -> Outcome:
     """Submit what lacks numbers and wait for it."""
-    tables.known_name(away.executor, ("local", "slurm"), "executor", "--executor")
+    known_name(away.executor, ("local", "slurm"), "executor", "--executor")
     if find_spec("submitit") is None:
         from benchmark.doctor import install_command
 
@@ -842,9 +833,9 @@ def _print_means(prepared: list[Run], runs: Path, overrides: list[str]) -> None:
     again = f"--preset {prepared[0].job.preset}{_same(runs, overrides)}"
     print(f"\nRows: {runs / 'results.csv'}")
     dataset = registry.stem(prepared[0].job.dataset)
-    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
-        if path.stem.startswith("table") and tables.read_toml(path)["dataset"] == dataset:
-            print(f"Next: bench table {path.stem} {again}")
+    for name, path in tables.table_files().items():
+        if name.startswith("table") and read_toml(path)["dataset"] == dataset:
+            print(f"Next: bench table {name} {again}")
 
 
 def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:
@@ -930,34 +921,10 @@ def _absent(table: tables.Table) -> dict[str, str]:
     return {name: why for name, method in loaded.items() if (why := method.absent())}
 
 
-def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:
+def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: Sequence[str] = ()) -> str:
     """`own`: methods that may be paths of a user's files."""
-    summary, about = _summary(table, frame, preset, own)
-    chosen = cast(tables.Format, format)  # a wrong one is refused there
-    color = format == "term" and sys.stdout.isatty()
-    return tables.render(summary, table, tables.load_paper(), chosen, **about, color=color)
-
-
-def _summary(
-    table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str] = []
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table's numbers, and the cards and notes that its page needs besides."""
-    modalities = registry.card("dataset", table.dataset).modalities
-    summary = tables.summarise(frame, table, preset, modalities)
-    known = [name for name in (*table.rows, *own) if registry.known("method", name) or ".py" in name]
-    methods = {registry.stem(name): registry.card("method", name) for name in known}
-    return summary, {"metrics": _metric_cards(), "methods": methods, "notes": _notes(table.dataset, preset)}
-
-
-def _notes(dataset: str, preset: str) -> list[str]:
-    """What a reader of a table has to know of its data, and at the paper's scale which values are assumed."""
-    card = registry.card("dataset", dataset)
-    notes = list(card.notes)
-    if preset == "paper":
-        source = resolve(card, None, preset).source
-        assumed = [field for field, text in source.items() if text.startswith("assumed")]
-        notes.append(f"Assumed, since the paper's values are lost or it has none: {', '.join(assumed)}.")
-    return notes
+    _, page = page_of(frame, table, preset, own)
+    return render(page, format, color=format == "term" and sys.stdout.isatty())
 
 
 def _metric_cards() -> dict[str, Any]:
@@ -979,7 +946,7 @@ def _seeds(texts: list[str]) -> list[int]:
 def _preset(name: str) -> str:
     """The default is gpu where there is one; asked of the driver's files, since torch takes a second to import."""
     if name:
-        tables.known_name(name, PRESETS, "preset", "--preset")
+        known_name(name, PRESETS, "preset", "--preset")
     return name or ("gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
 
 

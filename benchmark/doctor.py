@@ -20,6 +20,7 @@ from typing import Any, Literal
 from benchmark import compare, records, registry, tables
 from benchmark.api import UserError
 from benchmark.config import PRESETS
+from benchmark.summary import load_paper
 
 PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 # What an installation is without each extra; an extra that is not named here blocks what its name says.
@@ -213,8 +214,8 @@ def _external() -> Iterator[Finding]:
 
 def _results() -> Iterator[Finding]:
     """The paper's numbers, the tables, and the reference rows of each preset."""
-    tables.load_paper()
-    names = sorted(path.stem for path in (tables.RESULTS / "tables").glob("*.toml"))
+    load_paper()
+    names = tables.table_files()
     for name in names:
         tables.load_table(name, registry.index("metric"))
     yield Finding("ok", f"results of the paper and the tables {', '.join(names)}: {tables.RESULTS}")

@@ -23,9 +23,12 @@ from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
 from benchmark.claims import html_claims
 from benchmark.doctor import install_command
 from benchmark.files import write_atomic
+from benchmark.formats import HTML_STYLE, html_body
+from benchmark.page import Page, headed
 from benchmark.records import KEY
 from benchmark.runner import Run, things_of
-from benchmark.tables import HTML_STYLE, Column, Page, Table, column_rows, html_body
+from benchmark.summary import column_rows
+from benchmark.tables import Table
 from benchmark.train import LOG, read_log
 
 if TYPE_CHECKING:
@@ -347,9 +350,10 @@ def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
         )
     for axis, header, place in ((ax.xaxis, x, 0), (ax.yaxis, y, 1)):
         column = next(column for column in shown.table.columns if column.header == header)
-        axis.set_label_text(f"{header} {_better(column)}")
+        card = registry.card("metric", column.metric)
+        axis.set_label_text(headed(column, card))
         positive = all(pair[place]["value"] > 0 for pair in points.values())
-        if positive and registry.card("metric", column.metric).scale == "log":
+        if positive and card.scale == "log":
             (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
             _plain_ticks(axis)
     _quieten(ax, "")
@@ -370,11 +374,6 @@ def _plain_ticks(axis: Axis) -> None:
 
 def _error(cell: Mapping[str, Any]) -> float | None:
     return None if math.isnan(cell["stderr"]) else cell["stderr"]
-
-
-def _better(column: Column) -> str:
-    higher = registry.card("metric", column.metric).higher_is_better
-    return {"higher": "↑", "lower": "↓", "neither": ""}[column.better or ("higher" if higher else "lower")]
 
 
 def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]], gap: float = 13.0) -> None:

@@ -24,7 +24,8 @@ from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import write_atomic
-from benchmark.tables import RESULTS, job_of, known_name, read_toml
+from benchmark.strict import known_name, read_toml
+from benchmark.tables import RESULTS, job_of
 from benchmark.train import Diverged
 
 LEAST = 1e-6  # below which an error counts as this: its logarithm is asked for
@@ -65,7 +66,7 @@ def on_validation(data: Any) -> Any:
     return held_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """A search file: what is varied, and the points, each a tuple of `field=value`.
 
@@ -101,16 +102,16 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
         grid: Mapping[str, Sequence[Any]] = {} if "changes" in content else content["grid"]
         points = content["changes"] if "changes" in content else _crossed(grid)
         return Search(
-            path,
-            content["dataset"],
-            content["seed"],
-            tuple(content["fixed"]),
-            tuple(grid),
-            tuple(map(tuple, points)),
-            {column: content["metrics"][column] for column in ERRORS},
-            tuple(content.get("given", ())),
-            tuple(content.get("want", ())),
-            tuple(content.get("methods", ())),
+            path=path,
+            dataset=content["dataset"],
+            seed=content["seed"],
+            fixed=tuple(content["fixed"]),
+            fields=tuple(grid),
+            points=tuple(map(tuple, points)),
+            metrics={column: content["metrics"][column] for column in ERRORS},
+            given=tuple(content.get("given", ())),
+            want=tuple(content.get("want", ())),
+            methods=tuple(content.get("methods", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmark import api, claims, cli, compare, config, doctor, records, registry, runner, tables
+from benchmark import api, claims, cli, compare, config, doctor, formats, records, registry, runner, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -152,7 +152,7 @@ def test_every_command_explains_itself_with_an_example() -> None:
 def test_list_names_everything_there_is() -> None:
     out = bench("list").out
     names = [name for kind in registry.FOLDERS for name in registry.index(kind)]
-    names += [path.stem for path in (tables.RESULTS / "tables").glob("*.toml")] + [*config.PRESETS]
+    names += [*tables.table_files(), *config.PRESETS]
     assert [name for name in names if not re.search(rf"\b{name}\b", out)] == []
     assert "muni" in names and "table5" in names
 
@@ -306,7 +306,7 @@ def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> N
     ]
     assert len(values) == 6
     shown = f"{statistics.fmean(values):.4f}"
-    answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in tables.FORMATS}
+    answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in formats.FORMATS}
     assert {answer.code for answer in answers.values()} == {0}
     assert [name for name, answer in answers.items() if name != "csv" and shown not in answer.out] == []
     lines = list(csv.DictReader(io.StringIO(answers["csv"].out)))

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports its own layer and those before it. `benchmark` itself holds the version only.
 LAYERS = (
     {"benchmark", "benchmark.api"},
-    {f"benchmark.{name}" for name in ("files", "registry", "config", "records", "compare", "tables", "claims")},
+    {f"benchmark.{name}" for name in ("files", "registry", "config", "strict", "records", "compare")}
+    | {f"benchmark.{name}" for name in ("tables", "summary", "page", "formats", "claims")},
     {
         "benchmark.processes",
         "benchmark.runtime",

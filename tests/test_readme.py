@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from benchmark import cli, registry, tables
+from benchmark import cli, registry
+from benchmark.formats import fill_blocks
 
 README = (registry.ROOT / "README.md").read_text()
 PAGES = (
@@ -24,7 +25,7 @@ blocks = functools.cache(cli.page_blocks)
 
 
 def fresh(page: str) -> str:
-    return tables.fill_blocks((registry.ROOT / page).read_text(), blocks()[page])
+    return fill_blocks((registry.ROOT / page).read_text(), blocks()[page])
 
 
 def test_the_pages_are_those() -> None:
@@ -40,7 +41,7 @@ def test_a_changed_number_makes_them_stale(monkeypatch) -> None:
     rows = cli._reference("cpu")
     rows.loc[rows["method"] == "muni", "value"] *= 1.5
     monkeypatch.setattr(cli, "_reference", lambda preset: rows)
-    assert tables.fill_blocks(README, cli.page_blocks()["README.md"]) != README
+    assert fill_blocks(README, cli.page_blocks()["README.md"]) != README
 
 
 def test_every_command_it_names_exists():
