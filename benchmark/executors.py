@@ -23,7 +23,8 @@ from typing import Any
 from benchmark import runner
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
-from benchmark.runner import Outcome, Report, Run
+from benchmark.progress import Report
+from benchmark.runner import Outcome, Run
 
 RECORD = "job.json"  # in a run's directory while a job of it may go on
 POLL_SECONDS = 2.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.api import UserError
@@ -257,18 +256,3 @@ def html_body(page: Page, anchor: Callable[[str, str], str] = lambda method, col
     lines += [f"<small><sup>{number}</sup> {safe(text)}</small>" for number, text in enumerate(page.footnotes, 1)]
     lines.append(f"<p>{safe(' '.join(page.caption))}</p>")
     return "\n".join(lines)
-
-
-def fill_blocks(page: str, blocks: Mapping[str, str]) -> str:
-    """The text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced, for each name of `blocks`.
-
-    Raises UserError where a name has no such pair of markers, or more than one.
-    """
-    for name, content in blocks.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-            raise UserError(f"the page needs {begin} and, below it, {end}, once each")
-        between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        text = f"{begin}\n{content.strip()}\n{end}"
-        page = between.sub(lambda _, text=text: text, page)  # type: ignore[misc]
-    return page

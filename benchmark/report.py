@@ -13,22 +13,24 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark import registry, sheets, show
 from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
-from benchmark.claims import html_claims
+from benchmark.claims import claims_about, html_claims, verdicts_of
 from benchmark.doctor import install_command
 from benchmark.files import write_atomic
 from benchmark.formats import HTML_STYLE, html_body
-from benchmark.page import Page, headed
+from benchmark.page import Page, headed, page_of
+from benchmark.progress import Report
 from benchmark.records import KEY
+from benchmark.rows import Settings
 from benchmark.runner import Run, things_of
 from benchmark.summary import column_rows
-from benchmark.tables import Table
+from benchmark.tables import Table, load_table, table_files
 from benchmark.train import LOG, read_log
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 ITEMS = 4  # rows of a table of generated things
 SAMPLES_DPI = 80  # of pictures, so that those of ten methods stay a few megabytes
-Report = Callable[[str, float, float, str], None]
 
 # Methods keep their colour through a chapter; the hues can be told apart on white and on black.
 COLOURS = ("#3b82c4", "#d97706", "#2a9d6f", "#c2497d", "#7c6fd0", "#8a8d2b", "#c8553d", "#2aa5b8")
@@ -57,7 +58,7 @@ class Shown:
     refused: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chapter:
     """What there is of one preset, whose numbers meet no other's.
 
@@ -94,6 +95,52 @@ class Rows:
         return self.groups[method, column][0] if (method, column) in self.groups else ""
 
 
+def chapter_of(settings: Settings) -> Chapter:
+    """What there is of the settings' preset. Raises UserError where no row is by this code and these settings."""
+    rows = settings.rows()
+    datasets = rows["dataset"].str.partition(":")[0]
+    try:
+        found = [claim for claim in claims_about((), settings.preset) if claim.dataset in set(datasets)]
+        claims: pd.DataFrame | str = verdicts_of(rows, found, settings.preset)
+    except UserError as refusal:
+        claims = str(refusal)
+    measured = {dataset: set(methods) for dataset, methods in rows["method"].groupby(datasets)}
+    shown = [_shown_of(table, rows, settings) for table in _tables_of(measured, settings.preset)]
+    return Chapter(
+        preset=settings.preset,
+        rows=rows,
+        left_out=settings.left_out(rows),
+        tables=[each for each in shown if _is_run(each)],
+        claims=claims,
+        runs=settings.runs_behind(rows),
+    )
+
+
+def _tables_of(measured: Mapping[str, set[str]], preset: str) -> Iterator[Table]:
+    """The paper's tables, then the others, of the datasets that have rows; with methods that have rows and no table.
+
+    `measured`: dataset -> its methods that have rows. A few methods of another table's are not this one.
+    """
+    every = [load_table(name, registry.index("metric"), preset) for name in table_files()]
+    listed = {name for table in every for name in table.rows}
+    for table in sorted(every, key=lambda table: not table.of_paper):
+        methods = measured.get(table.dataset, set())
+        if methods and (table.of_paper or 2 * len(methods.intersection(table.methods)) >= len(table.methods)):
+            yield replace(table, methods=table.methods + tuple(sorted(methods - listed)))
+
+
+def _shown_of(table: Table, rows: pd.DataFrame, settings: Settings) -> Shown:
+    try:
+        return Shown(table, *page_of(rows, table, settings.preset, settings.own))
+    except UserError as refusal:
+        return Shown(table, refused=str(refusal))
+
+
+def _is_run(shown: Shown) -> bool:
+    """Whether any of its numbers was asked for."""
+    return shown.summary is None or bool((shown.summary["status"] != "missing: not run").any())
+
+
 def write_report(
     title: str, chapters: Sequence[Chapter], out: Path, *, samples: bool, device: str, report: Report
 ) -> int:
@@ -101,7 +148,7 @@ def write_report(
 
     Raises UserError where the file cannot be written.
     """
-    sections = [section for chapter in chapters for section in _chapter(chapter, samples, device, report)]
+    sections = [section for chapter in chapters for section in _sections(chapter, samples, device, report)]
     report("report", 1, 1, str(out))
     content = _document(title, chapters, sections).encode("utf-8", "backslashreplace")
     try:
@@ -111,7 +158,7 @@ def write_report(
     return len(content)
 
 
-def _chapter(chapter: Chapter, samples: bool, device: str, report: Report) -> Iterator[Section]:
+def _sections(chapter: Chapter, samples: bool, device: str, report: Report) -> Iterator[Section]:
     def say(done: int, detail: str) -> None:
         report(f"report, preset {chapter.preset}", done, 4, detail)
 

@@ -22,6 +22,7 @@ from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Raw, UserError
 from benchmark.evaluate import keep
 from benchmark.files import write_atomic
+from benchmark.progress import Report
 from benchmark.runner import Run, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
 
@@ -33,8 +34,6 @@ ITEMS = 6
 INK, QUIET = "#1f1f1e", "#6b6a66"
 HEIGHTS = {"image": 1.0, "audio": 0.8, "text": 0.6}  # inches
 WINDOW = 256  # samples of a spectrogram's window, at 8 kHz; in proportion elsewhere
-
-Report = Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)

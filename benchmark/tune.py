@@ -24,6 +24,7 @@ from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import write_atomic
+from benchmark.progress import Report
 from benchmark.strict import known_name, read_toml
 from benchmark.tables import RESULTS, job_of
 from benchmark.train import Diverged
@@ -128,7 +129,7 @@ def _crossed(grid: Mapping[str, Sequence[Any]]) -> list[list[str]]:
 
 
 def tune(
-    search: Search, methods: Sequence[str], preset: str, device: str, runs: Path, report: runner.Report
+    search: Search, methods: Sequence[str], preset: str, device: str, runs: Path, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Run the trials that the search's file lacks and yield each of its lines; resumes after a crash.
 
@@ -151,7 +152,7 @@ def _others(lines: Sequence[Mapping[str, Any]], trial: Mapping[str, Any]) -> lis
     return [line for line in lines if any(line[name] != trial[name] for name in ("method", "preset", "overrides"))]
 
 
-def _trial(run: runner.Run, search: Search, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:
+def _trial(run: runner.Run, search: Search, overrides: str, device: str, report: Report) -> dict[str, Any]:
     """Train and score one point; one that diverges has an infinite score."""
     errors: dict[str, float] = {}
     score, seconds = math.inf, ""

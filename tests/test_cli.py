@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmark import api, claims, cli, compare, config, doctor, formats, records, registry, runner, tables
+from benchmark import api, claims, cli, compare, config, doctor, formats, records, registry, rows, runner, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -603,6 +603,11 @@ def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(
     assert bench("check", "-p", "smoke", "--runs", finished, "--rule", "guess").code == 2
 
 
+def test_a_preset_without_rows_is_one_line(finished: Path) -> None:
+    answer = bench("table", "table5", "-p", "gpu", "--runs", finished)
+    assert answer.code == 2 and "no rows of preset gpu by this code and these settings" in answer.err
+
+
 def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     finished: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,7 +625,7 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     records.append(runs / "results.csv", clean)
     refused = bench(*command[:-1], runs)
     assert refused.code == 2 and "no rows of preset smoke by this code" in refused.err  # --set made other runs
-    monkeypatch.setattr(cli, "_standard", partial(cli._standard, overrides=SMALL[3::2]))
+    monkeypatch.setattr(rows, "Settings", partial(rows.Settings, overrides=SMALL[3::2]))
     answer = bench(*command[:-1], runs)
     assert answer.code == 0, answer.err
     monkeypatch.undo()

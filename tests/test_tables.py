@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmark.api import MethodCard, MetricCard, UserError, cells
-from benchmark.formats import FORMATS, TERM_WIDTH, fill_blocks, render
+from benchmark.formats import FORMATS, TERM_WIDTH, render
 from benchmark.page import STAND_IN, compose
 from benchmark.records import KEY
 from benchmark.registry import card, index
@@ -589,18 +589,6 @@ def test_latex_and_html_escape(table):
 def test_unknown_format(table):
     with pytest.raises(UserError, match="unknown format 'htm': did you mean 'html'"):
         page(table, measured(table, plain), format="htm")
-
-
-def test_readme_blocks_are_replaced_between_their_markers():
-    readme = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
-    fresh = fill_blocks(readme, {"table5 cpu": r"| \1 new |"})
-    assert fresh == (
-        "head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
-    )
-    assert fill_blocks(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
-    for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
-        with pytest.raises(UserError, match="the page needs <!-- a -->"):
-            fill_blocks(broken, {"a": "x"})
 
 
 def test_import_brings_no_heavy_library():
