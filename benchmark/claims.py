@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,27 +19,24 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmark import registry
 from benchmark.api import TASKS, UserError
 from benchmark.config import nearest
+from benchmark.formats import markdown_safe, terminal_text
 from benchmark.records import is_stand_in
-from benchmark.tables import (
+from benchmark.strict import checked, known_name, read_toml
+from benchmark.summary import (
     ONE_PER_COMPARISON,
-    RESULTS,
-    Column,
-    Table,
-    checked,
     column_rows,
     conditions,
-    dataset_at,
     guard,
-    known_name,
-    load_table,
-    read_toml,
+    load_paper,
     seed_means,
     summarise,
 )
+from benchmark.tables import RESULTS, Column, Table, dataset_at, load_table
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from rich.console import RenderableType
 
 ALPHA = 0.05
 LEAST_SEEDS = 3
@@ -47,7 +44,7 @@ RELATIONS = ("below", "above", "unsupported")
 Verdict = Literal["holds", "fails", "undecided", "n/a"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """The subject's value on `on` stands `relation` `factor` x each rival's value on `against`.
 
@@ -99,30 +96,56 @@ def load_claims(metrics: Collection[str], path: Path = RESULTS / "claims.toml", 
     Raises UserError, naming file and key, for an unknown key, task, metric, column or relation, a wrong type,
     a missing key, a factor that is not positive, and an id used twice.
     """
-    claims = []
-    for table, section in read_toml(path).items():
-        if not isinstance(section, dict):
-            raise UserError(f"{path.name}: unknown key {table!r}: write a section per table, as [table5]")
-        checked(section, {"dataset": str | dict, "source": str, "claim": list}, f"{path.name}: {table}")
-        dataset = dataset_at(section["dataset"], preset, f"{path.name}: {table}")
-        for place, raw in enumerate(section["claim"], 1):
-            where = f"{path.name}: {raw.get('id', f'claim {place}')}"
-            claims.append(_claim(raw, where, metrics, table, dataset, section["source"], preset))
+    claims = [
+        claim
+        for table, section in read_toml(path).items()
+        for claim in _section(section, table, path.name, metrics, preset)
+    ]
     ids = [claim.id for claim in claims]
     if twice := [name for name in ids if ids.count(name) > 1]:
         raise UserError(f"{path.name}: two claims have the id {twice[0]!r}: give each its own")
     return claims
 
 
-def _claim(
-    raw: Mapping[str, Any],
-    where: str,
-    metrics: Collection[str],
-    table: str,
-    dataset: str,
-    source: str,
-    preset: str,
-) -> Claim:
+def _section(section: Any, table: str, file: str, metrics: Collection[str], preset: str) -> Iterator[Claim]:
+    """The claims about one table."""
+    if not isinstance(section, dict):
+        raise UserError(f"{file}: unknown key {table!r}: write a section per table, as [table5]")
+    checked(section, {"dataset": str | dict, "source": str, "claim": list}, f"{file}: {table}")
+    dataset = dataset_at(section["dataset"], preset, f"{file}: {table}")
+    for place, raw in enumerate(section["claim"], 1):
+        where = f"{file}: {raw.get('id', f'claim {place}')}"
+        _check_claim(raw, where)
+        named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
+        loaded = load_table(table, metrics, preset) if named else None
+        on, against = (
+            tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
+            for key in ("on", "against")
+        )
+        if raw["subject"] in _rivals(raw) and on == against:
+            raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
+        refusing = tuple(column for column in loaded.columns if column.least) if loaded else ()
+        yield Claim(
+            id=raw["id"],
+            text=raw["text"],
+            source=section["source"],
+            table=table,
+            dataset=dataset,
+            subject=raw["subject"],
+            variants=tuple(raw.get("variants", ())),
+            rivals=_rivals(raw),
+            relation=raw["relation"],
+            factor=raw.get("factor", 1.0),
+            margin=raw.get("margin"),
+            than=f"{raw['than']:g}" if "than" in raw else "",
+            on=on,
+            against=against,
+            conditions=replace(loaded, columns=refusing) if loaded and refusing else None,
+        )
+
+
+def _check_claim(raw: Mapping[str, Any], where: str) -> None:
+    """Raises UserError, naming file and key, for a claim that contradicts itself, what it compares apart."""
     checked(
         raw,
         {"id": str, "text": str, "subject": str, "relation": str, "on": list},
@@ -130,45 +153,22 @@ def _claim(
         {"rivals": list, "factor": float, "margin": float, "than": float, "against": list, "variants": list},
     )
     known_name(raw["relation"], RELATIONS, "relation", where)
-    rivals, factor = tuple(raw.get("rivals", ())), raw.get("factor", 1.0)
-    if factor <= 0:
-        raise UserError(f"{where}: factor = {factor}: must be positive")
+    if raw.get("factor", 1.0) <= 0:
+        raise UserError(f"{where}: factor = {raw['factor']}: must be positive")
     if "factor" in raw and "margin" in raw:
         raise UserError(f"{where}: write either factor, of a ratio, or margin, of a difference")
     if "than" in raw:
-        if rivals or "against" in raw:
+        if raw.get("rivals") or "against" in raw:
             raise UserError(f"{where}: than = {raw['than']} stands in the place of rivals and of what against")
         if raw["than"] <= 0:
             raise UserError(f"{where}: than = {raw['than']}: must be positive")
-        rivals = (f"{raw['than']:g}",)
-    if bool(rivals) == (raw["relation"] == "unsupported"):
+    if bool(_rivals(raw)) == (raw["relation"] == "unsupported"):
         raise UserError(f"{where}: rivals belong to the relations below and above, which need them, or than")
-    named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
-    loaded = load_table(table, metrics, preset) if named else None
-    on, against = (
-        tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
-        for key in ("on", "against")
-    )
-    if raw["subject"] in rivals and on == against:
-        raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
-    refusing = tuple(column for column in loaded.columns if column.least) if loaded else ()
-    return Claim(
-        raw["id"],
-        raw["text"],
-        source,
-        table,
-        dataset,
-        raw["subject"],
-        tuple(raw.get("variants", ())),
-        rivals,
-        raw["relation"],
-        factor,
-        raw.get("margin"),
-        rivals[0] if "than" in raw else "",
-        on,
-        against,
-        replace(loaded, columns=refusing) if loaded and refusing else None,
-    )
+
+
+def _rivals(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The methods that the subject is compared with, or the number, as it is written, that stands in their place."""
+    return (f"{raw['than']:g}",) if "than" in raw else tuple(raw.get("rivals", ()))
 
 
 def _quantity(raw: Any, where: str, metrics: Collection[str], table: str, loaded: Table | None) -> Column:
@@ -182,7 +182,19 @@ def _quantity(raw: Any, where: str, metrics: Collection[str], table: str, loaded
     task, metric = raw
     known_name(task, TASKS, "task", where)
     known_name(metric, metrics, "metric", where)
-    return Column(task, metric, 0, task, paper={"table": table, "task": task, "metric": metric})
+    paper = {"table": table, "task": task, "metric": metric}
+    return Column(header=task, metric=metric, digits=0, task=task, paper=paper)
+
+
+def claims_about(tables: Sequence[str], preset: str) -> list[Claim]:
+    """The suite's claims about these tables of the paper; all of them where none is named.
+
+    Raises UserError for a table without claims.
+    """
+    found = load_claims(registry.index("metric"), preset=preset)
+    for name in tables:
+        known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
+    return [claim for claim in found if not tables or claim.table in tables]
 
 
 # ---------------------------------------------------------------------------------------------- the test
@@ -246,6 +258,12 @@ def _pvalue(mean: float, error: float, degrees: int) -> float:
     if error == 0:
         return float(mean == 0)
     return float(2 * special.stdtr(degrees, -abs(mean) / error))
+
+
+def verdicts_of(frame: pd.DataFrame, claims: Sequence[Claim], preset: str) -> pd.DataFrame:
+    """`check_claims` on the suite's datasets, beside the paper's numbers."""
+    modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
+    return check_claims(frame, claims, preset, modalities, load_paper())
 
 
 def check_claims(
@@ -428,10 +446,10 @@ def _in_paper(claim: Claim, paper: pd.DataFrame) -> str:
 
 
 def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str:
-    """The verdicts as text for "term" (at most 100 characters a line) or "md". Raises UserError for another format."""
+    """The verdicts as text for "term" (at most TERM_WIDTH characters a line) or "md"; UserError for another format."""
     if format not in ("term", "md"):
         raise UserError(f"unknown format {format!r}: choose from md, term")
-    return _markdown(result) if format == "md" else _term(result, color)
+    return _markdown(result) if format == "md" else terminal_text(_terminal_parts(result), color)
 
 
 def html_claims(result: pd.DataFrame) -> str:
@@ -481,9 +499,7 @@ def _counts(result: pd.DataFrame) -> str:
 
 
 def _markdown(result: pd.DataFrame) -> str:
-    def safe(text: str) -> str:
-        return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
-
+    safe = markdown_safe
     lines = ["| claim | claimed | verdict | in the paper's table | subject ÷ rival |", "|---|---|---|---|---|"]
     for _, group in result.groupby("claim", sort=False):
         first = group.iloc[0]
@@ -495,30 +511,16 @@ def _markdown(result: pd.DataFrame) -> str:
     return "\n".join([*lines, "", _counts(result)]) + "\n"
 
 
-def _term(result: pd.DataFrame, color: bool) -> str:
-    import io
-
-    from rich.console import Console
+def _terminal_parts(result: pd.DataFrame) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=100,
-        force_terminal=color,
-        no_color=not color,
-        highlight=False,
-        color_system="standard" if color else None,
-        _environ={},
-    )
     styles = {"holds": "bold green", "fails": "bold red", "undecided": "bold yellow"}
     for _, group in result.groupby("claim", sort=False):
         first = group.iloc[0]
         line = Text(f"{first['verdict']:<10}", styles[first["verdict"]])
         line.append(f"{first['claim']}: {first['text']}", "default")
-        console.print(line)
-        console.print(Text(f"          claimed: {_claimed(first)}; in the paper's table: {first['in_paper'] or '—'}"))
+        yield line
+        yield Text(f"          claimed: {_claimed(first)}; in the paper's table: {first['in_paper'] or '—'}")
         for row in group.to_dict("records"):
-            console.print(Text(f"          {_sentence(row)}"))
-    console.print(Text(_counts(result)))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+            yield Text(f"          {_sentence(row)}")
+    yield Text(_counts(result))

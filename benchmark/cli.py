@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,15 +18,19 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 
 import typer
 
-from benchmark import __version__, registry, tables
+from benchmark import __version__, registry
 from benchmark.api import TASKS, UserError, cells
-from benchmark.config import PRESETS, resolve
+from benchmark.config import PRESETS, default_preset, resolve
+from benchmark.formats import FORMATS, render
+from benchmark.page import page_of
+from benchmark.progress import progress
+from benchmark.strict import known_name, read_toml
+from benchmark.tables import Job, Table, job_of, load_table, table_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmark.claims import Claim
-    from benchmark.report import Chapter, Shown
+    from benchmark.rows import Settings
     from benchmark.runner import Run
 
 app = typer.Typer(
@@ -65,7 +69,7 @@ MaxJobs = Annotated[
 Slurm = Annotated[
     list[str], typer.Option("--slurm", help="Of each job, as sbatch has it: partition=gpu, time=600; repeatable.")
 ]
-Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(tables.FORMATS)}.")]
+Format = Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMATS)}.")]
 Reference = Annotated[
     bool, typer.Option("--reference", help="Read the committed rows of results/reference/ instead of your own.")
 ]
@@ -89,8 +93,11 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in ("run", "reproduce"):
-        raise UserError(f"bench {context.invoked_subcommand} is for one process: torchrun starts run and reproduce")
+    if "WORLD_SIZE" in os.environ and context.invoked_subcommand not in ("run", "reproduce"):
+        from benchmark.processes import started  # which imports torch
+
+        if started() > 1:
+            raise UserError(f"bench {context.invoked_subcommand} is for one process: torchrun starts run and reproduce")
     if version:
         print(f"muni-bench {__version__}")
         raise typer.Exit
@@ -108,8 +115,8 @@ def list_command() -> None:
             card = registry.card(kind, name)
             print(f"  {name:20} {card.label:26} {_aside(kind, card)}")
     print("tables")
-    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
-        print(f"  {path.stem:20} bench reproduce {path.stem}")
+    for name in table_files():
+        print(f"  {name:20} bench reproduce {name}")
     print(f"tasks\n  {', '.join(TASKS)}, criteria\npresets\n  {', '.join(PRESETS)}")
 
 
@@ -197,17 +204,26 @@ def run(
 
     Example: bench run --method muni --method mopoe --task uncond --seed 0-4
     """
-    preset = _preset(preset)
-    jobs = [_job(name, dataset, preset, number, task, all_cells) for number in _seeds(seed) for name in method]
+    from benchmark.rows import Settings
+
+    settings = Settings(preset=_preset(preset), runs=runs, overrides=set_)
+    numbers = _seeds(seed)
+    jobs = [_job(name, dataset, settings.preset, number, task, all_cells) for number in numbers for name in method]
+    prepared = [settings.prepare(job) for job in jobs]
+    if plan:
+        return _print_plan(prepared)
     words = ["run", "--dataset", dataset, *_words("--task", task), *["--all-cells"] * all_cells]
-    away = Away(executor, max_jobs, slurm, words) if executor or slurm else None
-    _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away)
+    work = Work(device=device, minutes=max_time, fresh=fresh, executor=executor, most=max_jobs, slurm=slurm)
+    errors = _carry_out(prepared, settings, work, words)
+    _print_means(prepared, settings)
+    if errors:
+        raise typer.Exit(1)
 
 
-def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], every_subset: bool) -> tables.Job:
+def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], every_subset: bool) -> Job:
     card = registry.card("method", method)
     for task in tasks:
-        tables.known_name(task, (*TASKS, "criteria"), "task", "--task")
+        known_name(task, (*TASKS, "criteria"), "task", "--task")
         if task in TASKS and task not in card.tasks:
             raise UserError(f"{method} does not support {task}: it supports {', '.join(card.tasks)}")
     data_card, data = registry.card("dataset", dataset), registry.stem(dataset)
@@ -222,7 +238,7 @@ def _job(method: str, dataset: str, preset: str, seed: int, tasks: list[str], ev
             pairs += list(cells_of_dataset(dataset))
         else:
             pairs += [(cell, metric) for cell in cells(data, names, task, every_subset) for metric in metrics]
-    return tables.job_of(method, dataset, preset, seed, pairs)
+    return job_of(method, dataset, preset, seed, pairs)
 
 
 @app.command()
@@ -246,40 +262,44 @@ def reproduce(
 
     Example: bench reproduce table5 --preset cpu
     """
-    preset = _preset(preset)
-    tables.known_name(format, tables.FORMATS, "format", "--format")
-    loaded = _table(table, preset)
+    from benchmark.rows import Settings, local, rows_of
+
+    settings = Settings(preset=_preset(preset), runs=runs, overrides=set_, own=method)
+    known_name(format, FORMATS, "format", "--format")
+    loaded, seeds = _table(table, settings.preset), _seeds(seed)
     names = registry.card("dataset", loaded.dataset).modalities
-    jobs = loaded.jobs(preset, names, method or _present(loaded), _seeds(seed) or None)
-    away = Away(executor, max_jobs, slurm, ["reproduce", table]) if executor or slurm else None
-    errors = _carry_out(jobs, runs, set_, device, max_time, plan, fresh, away, quiet=True)
-    if not plan:
-        print(_render(loaded.only(method), _rows(runs, preset, set_, jobs), preset, format, method), end="")
-        for why in _absent(loaded).values() if not method else ():
-            print(f"without {why}", file=sys.stderr)
-        _suggest(loaded, preset, method, _seeds(seed), runs, set_)
+    jobs = loaded.jobs(settings.preset, names, method or _present(loaded), seeds or None)
+    prepared = [settings.prepare(job) for job in jobs]
+    if plan:
+        return _print_plan(prepared)
+    work = Work(device=device, minutes=max_time, fresh=fresh, executor=executor, most=max_jobs, slurm=slurm)
+    errors = _carry_out(prepared, settings, work, ["reproduce", table])
+    _print_table(loaded.only(method), rows_of(prepared, local(runs)), settings, format)
+    for why in _absent(loaded).values() if not method else ():
+        print(f"without {why}", file=sys.stderr)
+    _suggest(loaded, settings, seeds)
     if errors:
         raise typer.Exit(1)
 
 
-def _suggest(
-    table: tables.Table, preset: str, method: list[str], seeds: list[int], runs: Path, set_: list[str]
-) -> None:
-    if not method and not seeds:
-        print(f"\nNext: bench claims --preset {preset}{_same(runs, set_)}   (which of the paper's claims hold here)")
+def _suggest(table: Table, settings: Settings, seeds: list[int]) -> None:
+    same = _same(settings)
+    if not settings.own and not seeds:
+        print(f"\nNext: bench claims {same}   (which of the paper's claims hold here)")
         return
-    first = f"{shlex.quote((method or list(table.methods))[0])} --seed {seeds[0] if seeds else 0} --preset {preset}"
-    first += "" if table.dataset == "gaussian_mixture" else f" --dataset {table.dataset}"
+    first = f"{shlex.quote((settings.own or table.methods)[0])} --seed {seeds[0] if seeds else 0}"
+    data = [] if table.dataset == "gaussian_mixture" else ["--dataset", table.dataset]
     print(
-        f"\nNext: bench reproduce {table.id} --preset {preset}{_same(runs, set_)}   (every method, every seed)"
-        f"\n      bench sample --method {first}{_same(runs, set_)}   (look at what it generates)"
+        f"\nNext: bench reproduce {table.id} {same}   (every method, every seed)"
+        f"\n      bench sample --method {first} {_same(settings, *data)}   (look at what it generates)"
     )
 
 
-def _same(runs: Path, overrides: list[str]) -> str:
+def _same(settings: Settings, *more: str) -> str:
     """The options with which a further command finds the same runs."""
-    words = _words("--set", overrides) + (["--runs", str(runs)] if runs != RUNS else [])
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    words = ["--preset", settings.preset, *more, *_words("--set", settings.overrides)]
+    words += ["--runs", str(settings.runs)] if settings.runs != RUNS else []
+    return shlex.join(words)
 
 
 @app.command()
@@ -295,10 +315,16 @@ def table(
 
     Example: bench table table5 --preset cpu --reference --format md
     """
-    preset = _preset(preset)
-    loaded = _table(name, preset)
-    rows = _reference(preset) if reference else _standard(runs, preset, set_)
-    print(_render(loaded, rows, preset, format), end="")
+    from benchmark.rows import Settings
+
+    settings = Settings(preset=_preset(preset), runs=runs, overrides=set_, reference=reference)
+    loaded = _table(name, settings.preset)
+    _print_table(loaded, settings.rows(), settings, format)
+
+
+def _print_table(table: Table, rows: pd.DataFrame, settings: Settings, format: str) -> None:
+    _, page = page_of(rows, table, settings.preset, settings.own)
+    print(render(page, format, color=sys.stdout.isatty()), end="")
 
 
 @app.command()
@@ -314,26 +340,13 @@ def claims(
 
     Example: bench claims table5 --preset cpu --reference
     """
+    from benchmark import claims as module
+    from benchmark.rows import Settings
+
     preset = _preset(preset)
-    rows = _reference(preset) if reference else _standard(runs, preset, set_)
-    print(_claims(rows, preset, format, table or []), end="")
-
-
-def _claims(frame: pd.DataFrame, preset: str, format: str, of: Sequence[str]) -> str:
-    from benchmark import claims as module
-
-    found = module.load_claims(registry.index("metric"), preset=preset)
-    for name in of:
-        tables.known_name(name, {claim.table for claim in found}, "table with claims", "results/claims.toml")
-    verdicts = _verdicts(frame, preset, [claim for claim in found if not of or claim.table in of])
-    return module.render_claims(verdicts, format, color=format == "term" and sys.stdout.isatty())
-
-
-def _verdicts(frame: pd.DataFrame, preset: str, claims: Sequence[Claim]) -> pd.DataFrame:
-    from benchmark import claims as module
-
-    modalities = {name: registry.card("dataset", name).modalities for name in registry.index("dataset")}
-    return module.check_claims(frame, claims, preset, modalities, tables.load_paper())
+    rows = Settings(preset=preset, runs=runs, overrides=set_, reference=reference).rows()
+    verdicts = module.verdicts_of(rows, module.claims_about(table or (), preset), preset)
+    print(module.render_claims(verdicts, format, color=sys.stdout.isatty()), end="")
 
 
 @app.command("report")
@@ -356,13 +369,15 @@ def report_command(
     Example: bench report --preset cpu --out report.html
     """
     from benchmark import report as module
+    from benchmark.rows import Settings, presets_with_rows
 
     if preset:
-        tables.known_name(preset, PRESETS, "preset", "--preset")
+        known_name(preset, PRESETS, "preset", "--preset")
     chapters, lacking = [], []
-    for name in [preset] if preset else _presets_with_rows(runs, reference):
+    for name in [preset] if preset else presets_with_rows(runs, reference):
+        settings = Settings(preset=name, runs=runs, overrides=set_, own=method, reference=reference)
         try:
-            chapters.append(_chapter(name, runs, set_, method, reference))
+            chapters.append(module.chapter_of(settings))
         except UserError as error:  # rows of older code alone; another preset's may be newer
             lacking.append(error)
     if not chapters:
@@ -370,60 +385,11 @@ def report_command(
     for why in lacking:
         print(f"bench: left out: {why}", file=sys.stderr)
     title = "muni-bench: the reference rows" if reference else f"muni-bench: {runs.resolve().name}"
-    with _progress() as report:
+    with progress() as report:
         size = module.write_report(
             title, chapters, out, samples=samples, device=_device(device) if samples else "", report=report
         )
     print(f"{out}: {size / 1e6:.1f} MB, {sum(len(chapter.rows) for chapter in chapters)} rows\nNext: open {out}")
-
-
-def _presets_with_rows(runs: Path, reference: bool) -> list[str]:
-    if reference:
-        return [name for name in PRESETS if _reference_path(name).exists()]
-    found = set(_local(runs)["preset"])
-    if not found:
-        raise UserError(f"{runs / 'results.csv'} has no rows: run bench reproduce first")
-    return [name for name in PRESETS if name in found]
-
-
-def _chapter(preset: str, runs: Path, overrides: list[str], own: list[str], reference: bool) -> Chapter:
-    """What the report shows of a preset: its rows' tables, with further methods that have rows, and claims."""
-    from benchmark import report as module
-    from benchmark.claims import load_claims
-
-    frame = _reference(preset) if reference else _standard(runs, preset, overrides, own)
-    left_out = 0 if reference else int((_local(runs)["preset"] == preset).sum()) - len(frame)
-    dataset_of = frame["dataset"].str.partition(":")[0]
-    datasets, shown = set(dataset_of), []
-    every = [_table(path.stem, preset) for path in sorted((tables.RESULTS / "tables").glob("*.toml"))]
-    listed = {name for table in every for name in table.rows}
-    for loaded in sorted(every, key=lambda table: not table.of_paper):
-        measured = set(frame["method"][dataset_of == loaded.dataset])
-        if not measured or (
-            not loaded.of_paper and 2 * len(measured.intersection(loaded.methods)) < len(loaded.methods)
-        ):
-            continue  # a few methods of another table's are not this one
-        further = tuple(sorted(measured - listed))
-        part = _shown(replace(loaded, methods=loaded.methods + further), frame, preset, own)
-        if part.summary is None or (part.summary["status"] != "missing: not run").any():
-            shown.append(part)
-    try:
-        found = load_claims(registry.index("metric"), preset=preset)
-        verdicts = _verdicts(frame, preset, [claim for claim in found if claim.dataset in datasets])
-    except UserError as refusal:
-        verdicts = str(refusal)
-    known = [] if reference else _runs_of(frame, preset, runs, overrides, own)
-    return module.Chapter(preset, frame, left_out, shown, verdicts, known)
-
-
-def _shown(table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str]) -> Shown:
-    from benchmark import report as module
-
-    try:
-        summary, about = _summary(table, frame, preset, own)
-        return module.Shown(table, summary, tables.compose(summary, table, tables.load_paper(), **about))
-    except UserError as refusal:
-        return module.Shown(table, refused=str(refusal))
 
 
 @app.command()
@@ -439,13 +405,15 @@ def check(
     Example: bench reproduce table5 --preset smoke && bench check --preset smoke
     """
     from benchmark import compare
+    from benchmark.rows import Settings, reference
 
     preset = _preset(preset)
-    reference, fresh = _reference(preset), _standard(runs, preset, set_)
-    run = reference["dataset"].isin(fresh["dataset"])  # a table is checked by itself
-    verdicts = compare.compare(reference[run], fresh, _metric_cards(), rule=rule, tolerance=tolerance)
+    committed, fresh = reference(preset), Settings(preset=preset, runs=runs, overrides=set_).rows()
+    run = committed["dataset"].isin(fresh["dataset"])  # a table is checked by itself
+    cards = {name: registry.card("metric", name) for name in registry.index("metric")}
+    verdicts = compare.compare(committed[run], fresh, cards, rule=rule, tolerance=tolerance)
     _print_verdicts(verdicts)
-    if others := sorted(set(reference["dataset"][~run])):
+    if others := sorted(set(committed["dataset"][~run])):
         print(f"not compared, since no row of it is fresh: {', '.join(others)}")
     raise typer.Exit(compare.exit_code(verdicts))
 
@@ -475,12 +443,14 @@ def bless(
     Example: bench bless --preset cpu --reason "first measurement"
     """
     from benchmark import compare
+    from benchmark.rows import Settings, reference_path
+    from benchmark.tables import RESULTS
 
     preset = _preset(preset)
     if compare.tree_is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
-    fresh = _standard(runs, preset)
-    changes = compare.bless(fresh, _reference_path(preset), reason, tables.RESULTS / "LOG.md", drop_missing)
+    fresh = Settings(preset=preset, runs=runs).rows()
+    changes = compare.bless(fresh, reference_path(preset), reason, RESULTS / "LOG.md", drop_missing)
     print(", ".join(f"{count} {name}" for name, count in changes["change"].value_counts().items()))
     print("Next: bench readme   (write the README's tables anew)")
 
@@ -491,83 +461,20 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
 
     Example: bench readme --check
     """
+    from benchmark.documents import fill_blocks, page_blocks
     from benchmark.files import write_atomic
 
     stale = 0
     for page, blocks in page_blocks().items():
         path = registry.ROOT / page
         before = path.read_text()
-        after = tables.fill_blocks(before, blocks)
+        after = fill_blocks(before, blocks)
         stale += before != after
         if check:
             print(f"{page}: {'current' if before == after else 'stale: run bench readme'}")
         else:
             write_atomic(path, after.encode())
     raise typer.Exit(int(check and stale > 0))
-
-
-def page_blocks() -> dict[str, dict[str, str]]:
-    """Page -> what stands between each pair of its markers."""
-    rows = _reference("cpu")
-
-    def table(*names: str) -> dict[str, str]:
-        return {f"{name} cpu": _render(_table(name, "cpu"), rows, "cpu", "md") for name in names}
-
-    def claims(*names: str) -> dict[str, str]:
-        return {f"claims {' '.join(names)} cpu": _claims(rows, "cpu", "md", names)}
-
-    def search(*names: str) -> dict[str, str]:
-        return {f"search {name}": _search(name, "cpu") for name in names}
-
-    return {
-        "README.md": {
-            **table("table5", "criteria", "table6", "table3"),
-            **claims("table5"),
-            **claims("table2", "table6"),
-            **claims("table3", "table4", "table8", "table9"),
-            **search("tuning"),
-        },
-        "docs/findings.md": search("budget", "long"),
-        "docs/polymnist_findings.md": search("pictures_budget", "pictures_tuning", "pictures_sensitivity"),
-        "docs/spoken_findings.md": table("table4", "table8", "table9") | search("spoken_tuning"),
-        "docs/ablation.md": table("ablation") | claims("ablation"),
-        "docs/mld.md": table("mld", "mld_mixture") | search("mld_diffusion") | claims("mld", "mld_svhn"),
-        "docs/image_text_audio.md": {"weights": _weights()},
-        "docs/external/README.md": {"models": _external_models()},
-    }
-
-
-def _weights() -> str:
-    """Markdown of the models that image_text_audio loads, by role."""
-    entries = tables.read_toml(registry.ROOT / "data_prep" / "pretrained_models.toml").values()
-    rows = [
-        f"| {each['use']} | `{each.get('id') or each['url'].rpartition('/')[2]}`{' (gated)' * each['gated']} "
-        f"| {each['licence']} | {each['gigabytes']} |"
-        for each in entries
-    ]
-    total = sum(each["gigabytes"] for each in entries)
-    return "\n".join(["| use | default | licence | GB |", "|---|---|---|---:|", *rows, f"| all | | | {total:.1f} |"])
-
-
-def _external_models() -> str:
-    """Markdown of what the external models can generate."""
-    folder = registry.ROOT / "baselines" / "runners"
-    rows = []
-    for path in sorted(folder.glob("*.toml")):
-        known = tables.read_toml(path)
-        refused = known.get("refused", {})
-        tasks = [task for task in TASKS if task not in refused]
-        does = ", ".join(known.get("directions", [task.replace("_", " ") for task in tasks]))
-        reasons = "; ".join(f"{task.replace('_', ' ')}: {why}" for task, why in refused.items())
-        rows.append(f"| [{known['label']}]({path.stem}.md) | {does} | {reasons} | {known['gigabytes']} |")
-    return "\n".join(["| model | makes | and not | GB |", "|---|---|---|---:|", *rows])
-
-
-def _search(name: str, preset: str) -> str:
-    from benchmark import tune as module
-
-    found = module.load_search(name)
-    return module.render(found, module.read_lines(found.lines), preset)
 
 
 @app.command()
@@ -588,9 +495,10 @@ def sample(
     Example: bench sample --method muni --given x1+x2 --preset cpu
     """
     from benchmark import show
+    from benchmark.rows import Settings
 
-    preset = _preset(preset)
-    prepared = _prepared(method, dataset, preset, seed, runs, set_)
+    settings = Settings(preset=_preset(preset), runs=runs, overrides=set_)
+    prepared = settings.prepare(job_of(method, dataset, settings.preset, seed, []))
     folder = prepared.directory / "samples" if out == Path() else out
     for line in show.write_samples(prepared, tuple(filter(None, given.split("+"))), rows, _device(device), folder):
         print(line)
@@ -613,21 +521,16 @@ def sheets(
     Example: bench sheets --dataset spoken_digits --preset cpu
     """
     from benchmark import sheets as module
+    from benchmark.rows import Settings
 
-    preset = _preset(preset)
+    settings = Settings(preset=_preset(preset), runs=runs, overrides=set_)
     names = registry.card("dataset", dataset).modalities
     asked = [cell for task in TASKS for cell in cells(registry.stem(dataset), names, task)]
     chosen = method or [name for name in registry.index("method") if registry.card("method", name).stages]
-    found = [_prepared(name, dataset, preset, seed, runs, set_) for name in chosen]
-    with _progress() as report:
+    found = [settings.prepare(job_of(name, dataset, settings.preset, seed, [])) for name in chosen]
+    with progress() as report:
         lines = module.write_sheets(found, asked, items, _device(device), out, report)
     print("\n".join(lines))
-
-
-def _prepared(name: str, dataset: str, preset: str, seed: int, runs: Path, overrides: list[str]) -> Run:
-    from benchmark import runner
-
-    return runner.prepare(tables.job_of(name, dataset, preset, seed, []), runs, overrides)
 
 
 @app.command("tiny-models")
@@ -705,7 +608,7 @@ def tune(
     preset, found = _preset(preset), module.load_search(search)
     every = [name for name in registry.index("method") if registry.card("method", name).stages]
     methods = method or list(found.methods) or every
-    with _stoppable(), _progress() as report:
+    with _stoppable(), progress() as report:
         lines = list(module.tune(found, methods, preset, _device(device), runs, report))
     print(module.render(found, lines, preset))
     print("Next: bench readme   (write the tables of README and docs anew)")
@@ -729,78 +632,70 @@ def doctor() -> None:
 # Shared by the commands.
 
 
-def _carry_out(
-    jobs: list[tables.Job],
-    runs: Path,
-    overrides: list[str],
-    device: str,
-    max_minutes: float,
-    plan: bool,
-    fresh: bool,
-    away: Away | None = None,
-    quiet: bool = False,
-) -> list[str]:
-    """Run jobs with progress, here or `away`; say what would run with `plan`; print the rows' means unless `quiet`.
-    What went wrong, a line each."""
-    from benchmark import runner
-    from benchmark.processes import here
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How runs are carried out: here on a device, or away as jobs of an executor, `most` at once."""
 
-    prepared = [runner.prepare(job, runs, overrides) for job in jobs]
-    if plan:
-        for each in prepared:
-            todo = runner.missing(each)
-            print(
-                f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
-                f"{each.config.updates} updates  {each.directory}"
-            )
-        return []
-    if away is None:
-        device = _device(device)
-        if not here().main:
-            runner.follow(prepared, device)
-            raise typer.Exit
-        with _stoppable("the same command, without --fresh," if fresh else "the same command"), _progress() as report:
-            errors = runner.execute(prepared, device, report, 60 * max_minutes or None, fresh)
-    else:
-        if fresh:
-            raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
-        more = [*_words("--set", overrides), *_words("--device", filter(None, [device])), "--runs", str(runs)]
-        more += _words("--max-time", [str(max_minutes)] if max_minutes else [])
-        errors = _submit(prepared, away, runs, more)
-    for error in errors:
-        print(f"bench: {error}", file=sys.stderr)
-    if not quiet:
-        _print_means(prepared, runs, overrides)
-        if errors:
-            raise typer.Exit(1)
-    return errors
-
-
-@dataclass(frozen=True)
-class Away:
-    """Where runs are carried out as jobs: by which executor, how many at once, and the words of a job's command."""
-
+    device: str
+    minutes: float
+    fresh: bool
     executor: str
     most: int
     slurm: list[str]
-    words: list[str]
 
 
-def _submit(prepared: list[Run], away: Away, runs: Path, more: list[str]) -> list[str]:
-    """Submit what lacks numbers and wait for it; a line for each error."""
-    tables.known_name(away.executor, ("local", "slurm"), "executor", "--executor")
+def _print_plan(prepared: list[Run]) -> None:
+    from benchmark import runner
+
+    for each in prepared:
+        todo = runner.missing(each)
+        print(
+            f"{each.job.method:16} seed {each.job.seed}  {len(todo):4} of {len(each.job.scores)} numbers missing  "
+            f"{each.config.updates} updates  {each.directory}"
+        )
+
+
+def _carry_out(prepared: list[Run], settings: Settings, work: Work, command: list[str]) -> list[str]:
+    """Run what lacks numbers; print and return what failed, a line each. `command`: how a job's command line begins."""
+    errors = _away(prepared, settings, work, command) if work.executor or work.slurm else _here(prepared, work)
+    for error in errors:
+        print(f"bench: {error}", file=sys.stderr)
+    return errors
+
+
+def _here(prepared: list[Run], work: Work) -> list[str]:
+    """Run in this process; where it is one of several beside the main one, follow that and exit."""
+    from benchmark import runner
+    from benchmark.processes import here
+
+    device = _device(work.device)
+    if not here().main:
+        runner.follow(prepared, device)
+        raise typer.Exit
+    again = "the same command, without --fresh," if work.fresh else "the same command"
+    with _stoppable(again), progress() as report:
+        return runner.execute(prepared, device, report, 60 * work.minutes or None, work.fresh)
+
+
+def _away(prepared: list[Run], settings: Settings, work: Work, command: list[str]) -> list[str]:
+    """Submit a job for each run that lacks numbers, and wait for all."""
+    if work.fresh:
+        raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
+    known_name(work.executor, ("local", "slurm"), "executor", "--executor")
     if find_spec("submitit") is None:
         from benchmark.doctor import install_command
 
-        raise UserError(f"--executor {away.executor}: submitit is missing: {install_command('scale')}")
+        raise UserError(f"--executor {work.executor}: submitit is missing: {install_command('scale')}")
     from benchmark import executors
 
-    executor = executors.Executor(away.executor, runs, away.slurm)
+    executor = executors.Executor(work.executor, settings.runs, work.slurm)
     of_run = [["--method", run.job.method, "--preset", run.job.preset, "--seed", str(run.job.seed)] for run in prepared]
-    commands = [[sys.executable, "-m", "benchmark.cli", *away.words, *words, *more] for words in of_run]
+    more = [*_words("--set", settings.overrides), *_words("--device", filter(None, [work.device]))]
+    more += ["--runs", str(settings.runs), *_words("--max-time", [str(work.minutes)] if work.minutes else [])]
+    commands = [[sys.executable, "-m", "benchmark.cli", *command, *words, *more] for words in of_run]
     try:
-        with _progress() as report:
-            return executors.carry_out(prepared, commands, executor, away.most, report)
+        with progress() as report:
+            return executors.carry_out(prepared, commands, executor, work.most, report)
     except executors.Left as left:
         print(f"bench: {left}", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -823,95 +718,32 @@ def _stoppable(again: str = "the same command") -> Iterator[None]:
         raise typer.Exit(130 if stopped.by_user else 0) from None
 
 
-def _print_means(prepared: list[Run], runs: Path, overrides: list[str]) -> None:
+def _print_means(prepared: list[Run], settings: Settings) -> None:
     """A line per method, task and metric: mean over cells and seeds."""
     from benchmark import records
     from benchmark.api import Cell
 
-    ids = {each.run_id for each in prepared}
+    results, ids = settings.runs / "results.csv", {each.run_id for each in prepared}
     found: dict[tuple[str, str, str], dict[tuple[str | int, ...], float]] = {}
-    for record in records.read(runs / "results.csv"):
+    for record in records.read(results):
         if record.run_id in ids and record.value is not None:
             cell = Cell("", tuple(filter(None, record.given.split("+"))), tuple(record.want.split("+")))
             task = "criteria" if record.want.startswith("factor:") else cell.task
             found.setdefault((record.method, task, record.metric), {})[record.key] = record.value
     for (method, task, metric), values in found.items():
         print(f"{method:16} {task:12} {metric:20} {sum(values.values()) / len(values):10.4f}   mean of {len(values)}")
-    again = f"--preset {prepared[0].job.preset}{_same(runs, overrides)}"
-    print(f"\nRows: {runs / 'results.csv'}")
+    print(f"\nRows: {results}")
     dataset = registry.stem(prepared[0].job.dataset)
-    for path in sorted((tables.RESULTS / "tables").glob("*.toml")):
-        if path.stem.startswith("table") and tables.read_toml(path)["dataset"] == dataset:
-            print(f"Next: bench table {path.stem} {again}")
+    for name, path in table_files().items():
+        if name.startswith("table") and read_toml(path)["dataset"] == dataset:
+            print(f"Next: bench table {name} {_same(settings)}")
 
 
-def _rows(runs: Path, preset: str, overrides: list[str], jobs: list[tables.Job]) -> pd.DataFrame:
-    """The rows of exactly these runs: an override or changed code makes other runs, which are left out."""
-    from benchmark import records, runner
-
-    ids = {runner.prepare(job, runs, overrides).run_id for job in jobs}
-    frame = records.latest(_local(runs))
-    return frame[frame["run_id"].isin(ids)]
+def _table(name: str, preset: str) -> Table:
+    return load_table(name, registry.index("metric"), preset)
 
 
-def _local(runs: Path) -> pd.DataFrame:
-    from benchmark import records
-
-    return records.latest(records.load(runs / "results.csv", must_exist=True))
-
-
-def _standard(runs: Path, preset: str, overrides: Sequence[str] = (), own: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of a preset's recipe by the code as it is now: other overrides and older code made other runs.
-
-    `own`: files of the user's methods. Raises UserError where there are none.
-    """
-    frame = _local(runs)
-    frame = frame[frame["preset"] == preset]
-    frame = frame[frame["run_id"].isin({run.run_id for run in _runs_of(frame, preset, runs, overrides, own)})]
-    if frame.empty:
-        raise UserError(
-            f"{runs / 'results.csv'} has no rows of preset {preset} by this code and these settings: "
-            "run bench reproduce first"
-        )
-    return frame
-
-
-def _runs_of(
-    frame: pd.DataFrame, preset: str, runs: Path, overrides: Sequence[str], own: Sequence[str] = ()
-) -> list[Run]:
-    """The runs that the rows' methods, datasets and seeds would make now; `own`: files of the user's methods."""
-    from benchmark import runner
-
-    own_names = {registry.stem(name): name for name in own}
-    jobs = frame[["method", "dataset", "seed"]]
-    jobs = jobs.assign(dataset=jobs["dataset"].str.partition(":")[0]).drop_duplicates().itertuples(index=False)
-    return [
-        runner.prepare(
-            tables.job_of(own_names.get(job.method, job.method), job.dataset, preset, job.seed, []), runs, overrides
-        )
-        for job in jobs
-        if (job.method in own_names or registry.known("method", job.method))
-        and job.dataset in registry.index("dataset")
-    ]
-
-
-def _reference_path(preset: str) -> Path:
-    return tables.RESULTS / "reference" / f"{preset}.csv"
-
-
-def _reference(preset: str) -> pd.DataFrame:
-    from benchmark import records
-
-    if not _reference_path(preset).exists():
-        raise UserError(f"no reference rows of preset {preset}: bench bless --preset {preset} makes them from yours")
-    return records.load(_reference_path(preset), must_exist=True)
-
-
-def _table(name: str, preset: str) -> tables.Table:
-    return tables.load_table(name, registry.index("metric"), preset)
-
-
-def _present(table: tables.Table) -> list[str]:
+def _present(table: Table) -> list[str]:
     """The table's rows, but for methods whose file is gone and references that this machine lacks."""
     gone = [name for name in table.rows if not registry.known("method", name)]
     if gone:
@@ -920,46 +752,12 @@ def _present(table: tables.Table) -> list[str]:
     return [name for name in table.rows if name not in absent]
 
 
-def _absent(table: tables.Table) -> dict[str, str]:
+def _absent(table: Table) -> dict[str, str]:
     """References of the table that this machine lacks, with a line each on how to get them."""
     loaded: dict[str, Any] = {
         name: registry.load("method", name) for name in table.references if registry.known("method", name)
     }
     return {name: why for name, method in loaded.items() if (why := method.absent())}
-
-
-def _render(table: tables.Table, frame: pd.DataFrame, preset: str, format: str, own: list[str] = []) -> str:
-    """`own`: methods that may be paths of a user's files."""
-    summary, about = _summary(table, frame, preset, own)
-    chosen = cast(tables.Format, format)  # a wrong one is refused there
-    color = format == "term" and sys.stdout.isatty()
-    return tables.render(summary, table, tables.load_paper(), chosen, **about, color=color)
-
-
-def _summary(
-    table: tables.Table, frame: pd.DataFrame, preset: str, own: list[str] = []
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table's numbers, and the cards and notes that its page needs besides."""
-    modalities = registry.card("dataset", table.dataset).modalities
-    summary = tables.summarise(frame, table, preset, modalities)
-    known = [name for name in (*table.rows, *own) if registry.known("method", name) or ".py" in name]
-    methods = {registry.stem(name): registry.card("method", name) for name in known}
-    return summary, {"metrics": _metric_cards(), "methods": methods, "notes": _notes(table.dataset, preset)}
-
-
-def _notes(dataset: str, preset: str) -> list[str]:
-    """What a reader of a table has to know of its data, and at the paper's scale which values are assumed."""
-    card = registry.card("dataset", dataset)
-    notes = list(card.notes)
-    if preset == "paper":
-        source = resolve(card, None, preset).source
-        assumed = [field for field, text in source.items() if text.startswith("assumed")]
-        notes.append(f"Assumed, since the paper's values are lost or it has none: {', '.join(assumed)}.")
-    return notes
-
-
-def _metric_cards() -> dict[str, Any]:
-    return {name: registry.card("metric", name) for name in registry.index("metric")}
 
 
 def _seeds(texts: list[str]) -> list[int]:
@@ -975,10 +773,9 @@ def _seeds(texts: list[str]) -> list[int]:
 
 
 def _preset(name: str) -> str:
-    """The default is gpu where there is one; asked of the driver's files, since torch takes a second to import."""
     if name:
-        tables.known_name(name, PRESETS, "preset", "--preset")
-    return name or ("gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu")
+        known_name(name, PRESETS, "preset", "--preset")
+    return name or default_preset()
 
 
 def _device(name: str) -> str:
@@ -999,47 +796,6 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float, float, str], None]]:
-    """A bar with the time left on a terminal; elsewhere a line at each tenth of the way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _tenths
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        bars: dict[str, Any] = {}
-
-        def report(what: str, done: float, of: float, detail: str) -> None:
-            if what not in bars:
-                for bar in bars.values():
-                    progress.update(bar, visible=False)
-                bars[what] = progress.add_task(what, total=of, detail=detail)
-            progress.update(bars[what], completed=done, detail=detail)
-
-        yield report
-
-
-_said: dict[str, int] = {}
-
-
-def _tenths(what: str, done: float, of: float, detail: str) -> None:
-    tenth = int(10 * done / of) if of else 10
-    if _said.get(what) != tenth:
-        _said[what] = tenth
-        print(f"{what} {100 * done / of if of else 100:.0f} % {detail}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from benchmark.api import DatasetCard, MethodCard, UserError
@@ -155,6 +156,11 @@ class Resolved:
 
     config: Config
     source: Mapping[str, str]
+
+
+def default_preset() -> str:
+    """gpu where there is one; asked of the driver's files, since torch takes a second to import."""
+    return "gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
 def digest(content: Any) -> str:

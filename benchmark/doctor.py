@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 from benchmark import compare, records, registry, tables
 from benchmark.api import UserError
-from benchmark.config import PRESETS
+from benchmark.config import PRESETS, default_preset
+from benchmark.rows import reference_path
+from benchmark.summary import load_paper
 
 PACKAGES = ("benchmark", "models", "baselines", "data_prep")
 # What an installation is without each extra; an extra that is not named here blocks what its name says.
@@ -80,7 +82,7 @@ def _torch() -> Iterator[Finding]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if gpus:
         yield Finding("ok", f"GPU: {', '.join(gpus)}")
-    elif any(Path("/dev").glob("nvidia[0-9]*")):
+    elif default_preset() == "gpu":
         yield Finding(
             "problem",
             f"a GPU is here, and torch ({built}) does not see it; the default preset is gpu all the same",
@@ -213,13 +215,13 @@ def _external() -> Iterator[Finding]:
 
 def _results() -> Iterator[Finding]:
     """The paper's numbers, the tables, and the reference rows of each preset."""
-    tables.load_paper()
-    names = sorted(path.stem for path in (tables.RESULTS / "tables").glob("*.toml"))
+    load_paper()
+    names = tables.table_files()
     for name in names:
         tables.load_table(name, registry.index("metric"))
     yield Finding("ok", f"results of the paper and the tables {', '.join(names)}: {tables.RESULTS}")
     for preset in PRESETS:
-        path, option = tables.RESULTS / "reference" / f"{preset}.csv", f"--preset {preset}"
+        path, option = reference_path(preset), f"--preset {preset}"
         if path.exists():
             yield Finding("ok", f"reference rows of preset {preset}: {len(records.read(path))}")
         else:

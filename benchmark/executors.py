@@ -24,7 +24,8 @@ from typing import Any
 from benchmark import runner
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
-from benchmark.runner import Report, Run
+from benchmark.progress import Report
+from benchmark.runner import Run
 
 RECORD = "job.json"  # in a run's directory while a job of it may go on
 PROCESSES = Path("/proc")  # of this machine, where it has that

@@ -13,18 +13,23 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark import registry, sheets, show
 from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
-from benchmark.claims import html_claims
+from benchmark.claims import claims_about, html_claims, verdicts_of
 from benchmark.drawing import png, why_none
 from benchmark.files import write_file
+from benchmark.formats import HTML_STYLE, html_body
+from benchmark.page import Page, headed, page_of
+from benchmark.progress import Report
 from benchmark.records import KEY
+from benchmark.rows import Settings
 from benchmark.runner import Run, things_of
-from benchmark.tables import HTML_STYLE, Column, Page, Table, column_rows, html_body
+from benchmark.summary import column_rows
+from benchmark.tables import Table, load_table, table_files
 from benchmark.train import LOG, read_log
 
 if TYPE_CHECKING:
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
 
 ITEMS = 4  # rows of a table of generated things
 SAMPLES_DPI = 80  # of pictures, so that those of ten methods stay a few megabytes
-Report = Callable[[str, float, float, str], None]
 
 # Methods keep their colour through a chapter; the hues can be told apart on white and on black.
 COLOURS = ("#3b82c4", "#d97706", "#2a9d6f", "#c2497d", "#7c6fd0", "#8a8d2b", "#c8553d", "#2aa5b8")
@@ -53,7 +57,7 @@ class Shown:
     refused: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chapter:
     """What there is of one preset, whose numbers meet no other's.
 
@@ -90,6 +94,52 @@ class Rows:
         return self.groups[method, column][0] if (method, column) in self.groups else ""
 
 
+def chapter_of(settings: Settings) -> Chapter:
+    """What there is of the settings' preset. Raises UserError where no row is by this code and these settings."""
+    rows = settings.rows()
+    datasets = rows["dataset"].str.partition(":")[0]
+    try:
+        found = [claim for claim in claims_about((), settings.preset) if claim.dataset in set(datasets)]
+        claims: pd.DataFrame | str = verdicts_of(rows, found, settings.preset)
+    except UserError as refusal:
+        claims = str(refusal)
+    measured = {dataset: set(methods) for dataset, methods in rows["method"].groupby(datasets)}
+    shown = [_shown_of(table, rows, settings) for table in _tables_of(measured, settings.preset)]
+    return Chapter(
+        preset=settings.preset,
+        rows=rows,
+        left_out=settings.left_out(rows),
+        tables=[each for each in shown if _is_run(each)],
+        claims=claims,
+        runs=settings.runs_behind(rows),
+    )
+
+
+def _tables_of(measured: Mapping[str, set[str]], preset: str) -> Iterator[Table]:
+    """The paper's tables, then the others, of the datasets that have rows; with methods that have rows and no table.
+
+    `measured`: dataset -> its methods that have rows. A few methods of another table's are not this one.
+    """
+    every = [load_table(name, registry.index("metric"), preset) for name in table_files()]
+    listed = {name for table in every for name in table.rows}
+    for table in sorted(every, key=lambda table: not table.of_paper):
+        methods = measured.get(table.dataset, set())
+        if methods and (table.of_paper or 2 * len(methods.intersection(table.methods)) >= len(table.methods)):
+            yield replace(table, methods=table.methods + tuple(sorted(methods - listed)))
+
+
+def _shown_of(table: Table, rows: pd.DataFrame, settings: Settings) -> Shown:
+    try:
+        return Shown(table, *page_of(rows, table, settings.preset, settings.own))
+    except UserError as refusal:
+        return Shown(table, refused=str(refusal))
+
+
+def _is_run(shown: Shown) -> bool:
+    """Whether any of its numbers was asked for."""
+    return shown.summary is None or bool((shown.summary["status"] != "missing: not run").any())
+
+
 def write_report(
     title: str, chapters: Sequence[Chapter], out: Path, *, samples: bool, device: str, report: Report
 ) -> int:
@@ -97,14 +147,14 @@ def write_report(
 
     Raises UserError where the file cannot be written.
     """
-    sections = [section for chapter in chapters for section in _chapter(chapter, samples, device, report)]
+    sections = [section for chapter in chapters for section in _sections(chapter, samples, device, report)]
     report("report", 1, 1, str(out))
     content = _document(title, chapters, sections).encode("utf-8", "backslashreplace")
     write_file(out, content, "name another file with --out")
     return len(content)
 
 
-def _chapter(chapter: Chapter, samples: bool, device: str, report: Report) -> Iterator[Section]:
+def _sections(chapter: Chapter, samples: bool, device: str, report: Report) -> Iterator[Section]:
     def say(done: int, detail: str) -> None:
         report(f"report, preset {chapter.preset}", done, 4, detail)
 
@@ -343,9 +393,10 @@ def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
         )
     for axis, header, place in ((ax.xaxis, x, 0), (ax.yaxis, y, 1)):
         column = next(column for column in shown.table.columns if column.header == header)
-        axis.set_label_text(f"{header} {_better(column)}")
+        card = registry.card("metric", column.metric)
+        axis.set_label_text(headed(column, card))
         positive = all(pair[place]["value"] > 0 for pair in points.values())
-        if positive and registry.card("metric", column.metric).scale == "log":
+        if positive and card.scale == "log":
             (ax.set_xscale, ax.set_yscale)[place]("log", nonpositive="mask")
             _plain_ticks(axis)
     _quieten(ax, "")
@@ -366,11 +417,6 @@ def _plain_ticks(axis: Axis) -> None:
 
 def _error(cell: Mapping[str, Any]) -> float | None:
     return None if math.isnan(cell["stderr"]) else cell["stderr"]
-
-
-def _better(column: Column) -> str:
-    higher = registry.card("metric", column.metric).higher_is_better
-    return {"higher": "↑", "lower": "↓", "neither": ""}[column.better or ("higher" if higher else "lower")]
 
 
 def _name_points(ax: Axes, points: Mapping[str, tuple[float, float]], gap: float = 13.0) -> None:

@@ -28,13 +28,12 @@ from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.files import write_file
 from benchmark.processes import here
+from benchmark.progress import Report
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
 from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average
-
-Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 _THREADS = torch.get_num_threads()
 # The core's files that a trained weight depends on, and those that a score depends on besides.

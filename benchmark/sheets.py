@@ -23,6 +23,7 @@ from benchmark.api import Cell, Inapplicable, Raw, UserError
 from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import keep
 from benchmark.files import write_file
+from benchmark.progress import Report
 from benchmark.runner import Run, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
 
@@ -34,8 +35,6 @@ ITEMS = 6
 ELSEWHERE = "name another folder with --out"
 HEIGHTS = {"image": 1.0, "audio": 0.8, "text": 0.6}  # inches
 WINDOW = 256  # samples of a spectrogram's window, at 8 kHz; in proportion elsewhere
-
-Report = Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import write_file
-from benchmark.tables import RESULTS, job_of, known_name, read_toml
+from benchmark.progress import Report
+from benchmark.strict import known_name, read_toml
+from benchmark.tables import RESULTS, job_of
 from benchmark.train import Diverged
 
 LEAST = 1e-6  # below which an error counts as this: its logarithm is asked for
@@ -65,7 +67,7 @@ def on_validation(data: Any) -> Any:
     return held_out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """A search file: what is varied, and the points, each a tuple of `field=value`.
 
@@ -101,16 +103,16 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
         grid: Mapping[str, Sequence[Any]] = {} if "changes" in content else content["grid"]
         points = content["changes"] if "changes" in content else _crossed(grid)
         return Search(
-            path,
-            content["dataset"],
-            content["seed"],
-            tuple(content["fixed"]),
-            tuple(grid),
-            tuple(map(tuple, points)),
-            {column: content["metrics"][column] for column in ERRORS},
-            tuple(content.get("given", ())),
-            tuple(content.get("want", ())),
-            tuple(content.get("methods", ())),
+            path=path,
+            dataset=content["dataset"],
+            seed=content["seed"],
+            fixed=tuple(content["fixed"]),
+            fields=tuple(grid),
+            points=tuple(map(tuple, points)),
+            metrics={column: content["metrics"][column] for column in ERRORS},
+            given=tuple(content.get("given", ())),
+            want=tuple(content.get("want", ())),
+            methods=tuple(content.get("methods", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -127,7 +129,7 @@ def _crossed(grid: Mapping[str, Sequence[Any]]) -> list[list[str]]:
 
 
 def tune(
-    search: Search, methods: Sequence[str], preset: str, device: str, runs: Path, report: runner.Report
+    search: Search, methods: Sequence[str], preset: str, device: str, runs: Path, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Run the trials that the search's file lacks and yield each of its lines; resumes after a crash.
 
@@ -150,7 +152,7 @@ def _others(lines: Sequence[Mapping[str, Any]], trial: Mapping[str, Any]) -> lis
     return [line for line in lines if any(line[name] != trial[name] for name in ("method", "preset", "overrides"))]
 
 
-def _trial(run: runner.Run, search: Search, overrides: str, device: str, report: runner.Report) -> dict[str, Any]:
+def _trial(run: runner.Run, search: Search, overrides: str, device: str, report: Report) -> dict[str, Any]:
     """Train and score one point; one that diverges has an infinite score."""
     errors: dict[str, float] = {}
     score, seconds = math.inf, ""

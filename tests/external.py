@@ -21,7 +21,7 @@ from torch import Tensor
 
 from baselines import external
 from baselines.external import Runner, answered
-from benchmark import records, registry, tables
+from benchmark import page, records, registry
 from benchmark.api import TASKS, Cell, cells
 from benchmark.runtime import Draws
 from benchmark.samples import write_png, write_wav
@@ -255,9 +255,9 @@ def check_rows(name: str, folder: Path) -> pd.DataFrame:
             assert row["status"] == shown["status"] == shown["notes"] == f"n/a: {why}"
             continue
         assert row["status"] == "ok" and row["n"] == 2 and row["protocol"].endswith(records.STAND_IN), row["status"]
-        assert float(shown["value"]) == row["value"] and tables.STAND_IN in shown["notes"]
+        assert float(shown["value"]) == row["value"] and page.STAND_IN in shown["notes"]
         beside = measured.loc["real", cell.stem]
-        assert beside["status"] == "ok" and tables.STAND_IN not in beside["notes"]
+        assert beside["status"] == "ok" and page.STAND_IN not in beside["notes"]
     assert len(own) == len(DIRECTIONS)
     return rows
 

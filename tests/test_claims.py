@@ -11,7 +11,8 @@ from benchmark.api import UserError
 from benchmark.claims import ALPHA, check_claims, compare, load_claims, render_claims
 from benchmark.records import Record, frame_of
 from benchmark.registry import index
-from benchmark.tables import RESULTS, load_paper, load_table
+from benchmark.summary import load_paper
+from benchmark.tables import RESULTS, load_table
 
 METRICS = index("metric")
 MODALITIES = {

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmark import api, claims, cli, compare, config, doctor, records, registry, runner, tables
+from benchmark import api, claims, cli, compare, config, doctor, formats, records, registry, rows, runner, tables
 from tests import ROOT
 from tests.command import bench
 
@@ -132,7 +132,7 @@ def test_every_command_explains_itself_with_an_example() -> None:
 def test_list_names_everything_there_is() -> None:
     out = bench("list").out
     names = [name for kind in registry.FOLDERS for name in registry.index(kind)]
-    names += [path.stem for path in (tables.RESULTS / "tables").glob("*.toml")] + [*config.PRESETS]
+    names += [*tables.table_files(), *config.PRESETS]
     assert [name for name in names if not re.search(rf"\b{name}\b", out)] == []
     assert "muni" in names and "table5" in names
 
@@ -289,7 +289,7 @@ def test_a_table_shows_the_mean_of_its_rows_in_every_format(finished: Path) -> N
     ]
     assert len(values) == 6
     shown = f"{statistics.fmean(values):.4f}"
-    answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in tables.FORMATS}
+    answers = {name: bench("table", "table5", *SMALL, "-f", name, "--runs", finished) for name in formats.FORMATS}
     assert {answer.status for answer in answers.values()} == {0}
     assert [name for name, answer in answers.items() if name != "csv" and shown not in answer.out] == []
     lines = list(csv.DictReader(io.StringIO(answers["csv"].out)))
@@ -586,6 +586,11 @@ def test_check_is_0_for_the_same_1_for_a_moved_number_and_2_without_a_reference(
     assert bench("check", "-p", "smoke", "--runs", finished, "--rule", "guess").status == 2
 
 
+def test_a_preset_without_rows_is_one_line(finished: Path) -> None:
+    answer = bench("table", "table5", "-p", "gpu", "--runs", finished)
+    assert answer.status == 2 and "no rows of preset gpu by this code and these settings" in answer.err
+
+
 def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     finished: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -603,7 +608,7 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     records.append(runs / "results.csv", clean)
     refused = bench(*command[:-1], runs)
     assert refused.status == 2 and "no rows of preset smoke by this code" in refused.err  # --set made other runs
-    monkeypatch.setattr(cli, "_standard", partial(cli._standard, overrides=SMALL[3::2]))
+    monkeypatch.setattr(rows, "Settings", partial(rows.Settings, overrides=SMALL[3::2]))
     answer = bench(*command[:-1], runs)
     assert answer.status == 0, answer.err
     monkeypatch.undo()

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from benchmark import cli, registry, tables
+from benchmark import cli, registry, rows
+from benchmark.api import UserError
+from benchmark.documents import fill_blocks, page_blocks
 
 README = (registry.ROOT / "README.md").read_text()
 PAGES = (
@@ -20,11 +22,11 @@ PAGES = (
 )
 
 
-blocks = functools.cache(cli.page_blocks)
+blocks = functools.cache(page_blocks)
 
 
 def fresh(page: str) -> str:
-    return tables.fill_blocks((registry.ROOT / page).read_text(), blocks()[page])
+    return fill_blocks((registry.ROOT / page).read_text(), blocks()[page])
 
 
 def test_the_pages_are_those() -> None:
@@ -37,10 +39,22 @@ def test_the_tables_are_current(page: str) -> None:
 
 
 def test_a_changed_number_makes_them_stale(monkeypatch) -> None:
-    rows = cli._reference("cpu")
-    rows.loc[rows["method"] == "muni", "value"] *= 1.5
-    monkeypatch.setattr(cli, "_reference", lambda preset: rows)
-    assert tables.fill_blocks(README, cli.page_blocks()["README.md"]) != README
+    frame = rows.reference("cpu")
+    frame.loc[frame["method"] == "muni", "value"] *= 1.5
+    monkeypatch.setattr(rows, "reference", lambda preset: frame)
+    assert fill_blocks(README, page_blocks()["README.md"]) != README
+
+
+def test_blocks_are_replaced_between_their_markers():
+    page = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
+    fresh = fill_blocks(page, {"table5 cpu": r"| \1 new |"})
+    assert fresh == (
+        "head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
+    )
+    assert fill_blocks(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
+    for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
+        with pytest.raises(UserError, match="the page needs <!-- a -->"):
+            fill_blocks(broken, {"a": "x"})
 
 
 def test_every_command_it_names_exists():

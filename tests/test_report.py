@@ -19,6 +19,7 @@ import torch
 
 from benchmark import cli, drawing, records, registry, report, runner, tables
 from benchmark.api import Cell, UserError
+from benchmark.summary import summarise
 from benchmark.tables import Job
 from tests.command import bench
 
@@ -234,7 +235,7 @@ def test_the_plot_has_a_point_with_errors_and_a_name_per_method(tmp_path: Path, 
     pytest.importorskip("matplotlib")
     table = tables.load_table("table5", registry.index("metric"), "cpu")
     frame = records.frame_of(made_up({name: VALUES[name] for name in ("muni", "mopoe")}))
-    shown = report.Shown(table, tables.summarise(frame, table, "cpu", ("x1", "x2", "x3")))
+    shown = report.Shown(table, summarise(frame, table, "cpu", ("x1", "x2", "x3")))
     looks = {"muni": report.Look("#112233", "-", "o"), "mopoe": report.Look("#445566", "-", "o")}
     (ax,) = report._scatter(shown, "uncond. fid.", "uncond. coh.", looks).axes
     assert ax.get_xlabel() == "uncond. fid. ↓" and ax.get_xscale() == "log"

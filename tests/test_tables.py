@@ -9,23 +9,12 @@ import pandas as pd
 import pytest
 
 from benchmark.api import MethodCard, MetricCard, UserError, cells
+from benchmark.formats import FORMATS, TERM_WIDTH, render
+from benchmark.page import STAND_IN, compose
 from benchmark.records import KEY
 from benchmark.registry import card, index
-from benchmark.tables import (
-    FORMATS,
-    ONE_PER_COLUMN,
-    RESULTS,
-    STAND_IN,
-    TERM_WIDTH,
-    Column,
-    Job,
-    fill_blocks,
-    load_paper,
-    load_table,
-    paper_values,
-    render,
-    summarise,
-)
+from benchmark.summary import ONE_PER_COLUMN, load_paper, paper_values, summarise
+from benchmark.tables import RESULTS, Column, Job, load_table, table_files
 
 MODALITIES = ("a", "b", "c")
 METRICS = {
@@ -104,16 +93,10 @@ def plain(method, column, place, seed):
     return {"mvae": 2.0, "shala": 3.0, "muni": 1.0, "real": 0.5, "chance": 8.0}[method] + 0.01 * seed
 
 
-def page(table, frame, preset="cpu", format="md", **options):
-    return render(
-        summarise(frame, table, preset, MODALITIES),
-        table,
-        load_paper(),
-        format,
-        metrics=METRICS,
-        methods=METHODS,
-        **options,
-    )
+def page(table, frame, preset="cpu", format="md", color=False, **cards):
+    summary = summarise(frame, table, preset, MODALITIES)
+    cards = {"metrics": METRICS, "methods": METHODS} | cards
+    return render(compose(summary, table, load_paper(), **cards), format, color)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -162,11 +145,12 @@ def test_unknown_table_names_the_nearest():
 
 
 def test_a_column_may_list_its_cells():
-    column = Column("x", "swd", 2, listed=((("a", "c"), ("b",)),))
+    column = Column(header="x", metric="swd", digits=2, listed=((("a", "c"), ("b",)),))
     assert str(column.cells("d", MODALITIES)[0]) == "d: a+c -> b"
     with pytest.raises(UserError, match="no modality 'c'"):
         column.cells("d", ("a", "b"))
-    assert Column("x", "swd", 2, listed=((("a",), ("factor:all",)),)).cells("d", ("a",))[0].want == ("factor:all",)
+    factors = dataclasses.replace(column, listed=((("a",), ("factor:all",)),))
+    assert factors.cells("d", ("a",))[0].want == ("factor:all",)
 
 
 def test_a_table_may_take_the_columns_of_another_beside_it(tmp_path):
@@ -221,9 +205,9 @@ def test_a_faulty_pick_is_refused(tmp_path, old, new, message):
     assert message in str(error.value) and "mine.toml: columns" in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted((RESULTS / "tables").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_row_of_every_table_is_a_method(path):
-    assert [card("method", name).label for name in load_table(path, index("metric")).rows]
+@pytest.mark.parametrize("name", table_files())
+def test_every_row_of_every_table_is_a_method(name):
+    assert [card("method", row).label for row in load_table(name, index("metric")).rows]
 
 
 def test_costs_are_means_over_seeds_and_cells(table):
@@ -253,8 +237,8 @@ def test_a_table_may_have_another_dataset_at_each_preset(tmp_path):
 
 
 def test_every_table_in_the_repository_loads():
-    for path in sorted((RESULTS / "tables").glob("*.toml")):
-        assert load_table(path, index("metric")).id == path.stem
+    for name, path in table_files().items():
+        assert load_table(path, index("metric")).id == name
 
 
 def test_paper_keys_of_table5_select_the_printed_numbers():
@@ -262,9 +246,9 @@ def test_paper_keys_of_table5_select_the_printed_numbers():
     muni = [paper_values(paper, column).get("muni") for column in whole.columns]
     assert muni == [0.0508, 0.0414, 0.13, 0.0394, None, None, None, None, None, None]
     with pytest.raises(UserError, match="no number"):
-        paper_values(paper, Column("x", "swd", 2, paper={"table": "table55"}))
+        paper_values(paper, Column(header="x", metric="swd", digits=2, paper={"table": "table55"}))
     with pytest.raises(UserError, match="several numbers of one method"):
-        paper_values(paper, Column("x", "swd", 2, paper={"table": "table5"}))
+        paper_values(paper, Column(header="x", metric="swd", digits=2, paper={"table": "table5"}))
 
 
 # ------------------------------------------------------------------------------------------------ plan
@@ -409,7 +393,7 @@ def test_one_key_has_one_number_and_an_error_gives_way(table):
 def conditioned(table):
     """The table with a condition: `energy_score` of at least 0.9, but for smoke."""
     least = dict.fromkeys(("cpu", "gpu", "paper"), 0.9)
-    condition = Column("ruler on real rows", "energy_score", 3, "one_to_one", least=least)
+    condition = Column(header="ruler on real rows", metric="energy_score", digits=3, task="one_to_one", least=least)
     columns = (*(column for column in table.columns if column.metric != "energy_score"), condition)
     return dataclasses.replace(table, columns=columns)
 
@@ -518,14 +502,7 @@ def test_best_is_bold_with_ties_inside_one_error_and_without_sanity_rows(table):
     text = page(table, measured(table, lambda *where: close(*where) + 0.01 * (where[0] == "mvae")))
     assert "**1.0200 ±0.0071**" in text and "| 1.0350 ±0.0071 |" in text  # 0.015 apart, error 0.010
     rising = METRICS | {"shared_mse": dataclasses.replace(METRICS["shared_mse"], higher_is_better=True)}
-    text = render(
-        summarise(measured(table, close), table, "cpu", MODALITIES),
-        table,
-        load_paper(),
-        "md",
-        metrics=rising,
-        methods=METHODS,
-    )
+    text = page(table, measured(table, close), metrics=rising)
     assert "**1.2200 ±0.0071**" in text
     assert "1→1 align. ↑" in text and "uncond. fid. ↓" in text
     neither = dataclasses.replace(
@@ -605,14 +582,7 @@ def test_latex_and_html_escape(table):
     assert latex.count("{") == latex.count("}")
     assert not [character for character in latex if ord(character) > 127]
     sneaky = METHODS | {"muni": MethodCard(1, "<b>&", "")}
-    text = render(
-        summarise(measured(table, plain), table, "cpu", MODALITIES),
-        table,
-        load_paper(),
-        "html",
-        metrics=METRICS,
-        methods=sneaky,
-    )
+    text = page(table, measured(table, plain), format="html", methods=sneaky)
     assert "<td>&lt;b&gt;&amp;</td>" in text
 
 
@@ -621,21 +591,9 @@ def test_unknown_format(table):
         page(table, measured(table, plain), format="htm")
 
 
-def test_readme_blocks_are_replaced_between_their_markers():
-    readme = "head\n<!-- table5 cpu -->\nold\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
-    fresh = fill_blocks(readme, {"table5 cpu": r"| \1 new |"})
-    assert fresh == (
-        "head\n<!-- table5 cpu -->\n| \\1 new |\n<!-- /table5 cpu -->\ntail <!-- other -->x<!-- /other -->\n"
-    )
-    assert fill_blocks(fresh, {"table5 cpu": "| \\1 new |\n"}) == fresh
-    for broken in ("", "<!-- a -->", "<!-- /a --><!-- a -->", "<!-- a --><!-- a --><!-- /a -->"):
-        with pytest.raises(UserError, match="the page needs <!-- a -->"):
-            fill_blocks(broken, {"a": "x"})
-
-
 def test_import_brings_no_heavy_library():
     heavy = "{'torch', 'pandas', 'scipy', 'numpy', 'rich'}"
-    code = f"import sys, benchmark.tables, benchmark.claims; assert not {heavy} & set(sys.modules)"
+    code = f"import sys, benchmark.formats, benchmark.claims; assert not {heavy} & set(sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,

@@ -1,1 +1,1 @@
-"""Metrics, one file each, and what several share, one file for each job: the hash of a number's code holds no others."""
+"""Metrics, one file each, and what several share, a file for each job: the hash of a number's code holds no others."""

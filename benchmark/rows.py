@@ -1,0 +1,108 @@
+"""Which result rows a command reads: those of the runs that its settings name, or the committed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark import records, registry, tables
+from benchmark.api import UserError
+from benchmark.config import PRESETS
+from benchmark.tables import Job, job_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmark.runner import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What names a command's runs: a preset's recipe with `overrides`, in a folder of runs.
+
+    own: methods that the user names, of which some may be files. reference: the committed rows are read instead of the
+    folder's.
+    """
+
+    preset: str
+    runs: Path
+    overrides: Sequence[str] = ()
+    own: Sequence[str] = ()
+    reference: bool = False
+
+    def prepare(self, job: Job) -> Run:
+        """The job as a run of the folder. Raises UserError for anything unknown."""
+        from benchmark import runner
+
+        return runner.prepare(job, self.runs, self.overrides)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows by the code as it is now: other overrides and older code made other runs.
+
+        Raises UserError where there are none.
+        """
+        if self.reference:
+            return reference(self.preset)
+        frame = self._of_preset()
+        frame = rows_of(self.runs_behind(frame), frame)
+        if frame.empty:
+            raise UserError(
+                f"{self.runs / 'results.csv'} has no rows of preset {self.preset} by this code and these settings: "
+                "run bench reproduce first"
+            )
+        return frame
+
+    def left_out(self, rows: pd.DataFrame) -> int:
+        """How many rows of the preset the folder has besides these."""
+        return 0 if self.reference else len(self._of_preset()) - len(rows)
+
+    def runs_behind(self, rows: pd.DataFrame) -> list[Run]:
+        """The runs that the rows' methods, datasets and seeds would make now; none of committed rows."""
+        if self.reference:
+            return []
+        own = {registry.stem(name): name for name in self.own}
+        datasets = [name.partition(":")[0] for name in rows["dataset"]]  # without their variants
+        asked = rows[["method", "seed"]].assign(dataset=datasets).drop_duplicates()
+        return [
+            self.prepare(job_of(own.get(job.method, job.method), job.dataset, self.preset, job.seed, []))
+            for job in asked.itertuples(index=False)
+            if (job.method in own or registry.known("method", job.method)) and job.dataset in registry.index("dataset")
+        ]
+
+    def _of_preset(self) -> pd.DataFrame:
+        frame = local(self.runs)
+        return frame[frame["preset"] == self.preset]
+
+
+def rows_of(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of exactly these runs: an override or changed code makes other runs."""
+    return frame[frame["run_id"].isin({run.run_id for run in runs})]
+
+
+def local(runs: Path) -> pd.DataFrame:
+    """The rows of a folder of runs, each as it was written last. Raises UserError where there is no such file."""
+    return records.latest(records.load(runs / "results.csv", must_exist=True))
+
+
+def reference(preset: str) -> pd.DataFrame:
+    """The committed rows of a preset. Raises UserError where there are none."""
+    if not reference_path(preset).exists():
+        raise UserError(f"no reference rows of preset {preset}: bench bless --preset {preset} makes them from yours")
+    return records.load(reference_path(preset), must_exist=True)
+
+
+def reference_path(preset: str) -> Path:
+    """Where the committed rows of a preset are."""
+    return tables.RESULTS / "reference" / f"{preset}.csv"
+
+
+def presets_with_rows(runs: Path, committed: bool) -> list[str]:
+    """Raises UserError where a folder of runs has no rows; `committed`: of the committed ones instead."""
+    if committed:
+        return [name for name in PRESETS if reference_path(name).exists()]
+    found = set(local(runs)["preset"])
+    if not found:
+        raise UserError(f"{runs / 'results.csv'} has no rows: run bench reproduce first")
+    return [name for name in PRESETS if name in found]
