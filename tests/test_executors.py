@@ -242,6 +242,11 @@ def test_a_command_has_the_jobs_output_its_folder_and_its_gpu(
     assert capfd.readouterr() == (f"{tmp_path} GPU-1f3a\n", "said\n")
 
 
+def test_a_job_imports_no_torch_beside_its_commands() -> None:
+    code = "import sys, benchmark.executors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_a_command_that_does_not_stop_is_killed_and_queued_again(job_of: Callable[..., Any]) -> None:
     began = time.monotonic()
     _, error = job_of(["bash", "-c", f"trap '' TERM; kill -{USR2} $PPID; exec sleep {SECONDS}"], grace=0.5)
