@@ -46,7 +46,11 @@ def page_blocks() -> dict[str, dict[str, str]]:
         "docs/polymnist_findings.md": search("pictures_budget", "pictures_tuning", "pictures_sensitivity"),
         "docs/spoken_findings.md": table("table4", "table8", "table9") | search("spoken_tuning"),
         "docs/ablation.md": table("ablation") | claims("ablation") | search("pictures_ablation"),
-        "docs/mld.md": table("mld", "mld_mixture") | search("mld_stages", "mld_diffusion", "mvtcae_pictures") | claims("mld", "mld_svhn"),
+        "docs/mld.md": {
+            **table("mld", "mld_mixture"),
+            **claims("mld", "mld_svhn"),
+            **search("mld_stages", "mld_diffusion", "mvtcae_pictures"),
+        },
         "docs/image_text_audio.md": {"weights": _weights()},
         "docs/external/README.md": {"models": _external_models()},
     }

@@ -19,13 +19,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmark import runner
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
 from benchmark.progress import Report
-from benchmark.runner import Run
+
+if TYPE_CHECKING:  # a job reads this file for its `Command` alone: torch is left to what that starts
+    from benchmark.runner import Run
 
 RECORD = "job.json"  # in a run's directory while a job of it may go on
 PROCESSES = Path("/proc")  # of this machine, where it has that
@@ -174,6 +175,8 @@ def carry_out(
     A run that goes on already is waited for; one whose job ends without all its numbers is an error, and not submitted
     again. Raises Left on Ctrl-C, and UserError where nothing can be submitted.
     """
+    from benchmark import runner
+
     waiting = [(run, command) for run, command in zip(runs, commands, strict=True) if runner.missing(run)]
     errors: list[str] = []
     most = most or executor.at_once()
@@ -204,6 +207,8 @@ def carry_out(
 
 def _faults(run: Run, executor: Executor) -> list[str]:
     """A line where a run whose job is over lacks rows."""
+    from benchmark import runner
+
     job = _record(run)
     (run.directory / RECORD).unlink(missing_ok=True)
     if not (lacking := runner.missing(run)):
@@ -214,6 +219,8 @@ def _faults(run: Run, executor: Executor) -> list[str]:
 
 def _going_on(run: Run, folder: Path) -> bool:
     """Whether somebody works on the run, or a job of it waits to."""
+    from benchmark import runner
+
     job = _record(run)
     if job is not None and job.going_on(folder):  # asked first: to look at the lock is to hold it for a moment
         return True
@@ -232,6 +239,8 @@ def _write_record(run: Run, job: Job) -> None:
 
 def _left(going: Sequence[Run], waiting: int, executor: Executor) -> str:
     """One line: what goes on without us, and how to see and to cancel it."""
+    from benchmark import runner
+
     jobs = [job.number for run in going if (job := _record(run))]
     holders = [number for run in going if (number := runner.holder(run.directory))]
     cancel = f"scancel {' '.join(jobs)}" if executor.name == "slurm" else f"kill {' '.join(holders)}"
