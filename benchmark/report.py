@@ -136,7 +136,7 @@ def _shown_of(table: Table, rows: pd.DataFrame, settings: Settings) -> Shown:
 
 
 def _is_run(shown: Shown) -> bool:
-    """Whether any of its numbers was asked for."""
+    """Whether it is refused, or any of its numbers was asked for."""
     return shown.summary is None or bool((shown.summary["status"] != "missing: not run").any())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark import cli, drawing, records, registry, report, runner, tables
+from benchmark import drawing, records, registry, report, rows, runner, tables
 from benchmark.api import Cell, UserError
 from benchmark.summary import summarise
 from benchmark.tables import Job
@@ -129,7 +129,7 @@ def made_up(values: dict[str, tuple[float, ...]] = VALUES, step: float = 1.0) ->
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where --reference reads the rows of preset cpu; none are there yet."""
     path = tmp_path / "cpu.csv"
-    monkeypatch.setattr(cli, "_reference_path", lambda preset: path.with_stem(preset))
+    monkeypatch.setattr(rows, "reference_path", lambda preset: path.with_stem(preset))
     return path
 
 
@@ -139,7 +139,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     records.append(folder / "cpu.csv", made_up())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_reference_path", lambda preset: folder / f"{preset}.csv")
+        patch.setattr(rows, "reference_path", lambda preset: folder / f"{preset}.csv")
         written(folder / "a.html", "--reference")
     return folder / "a.html"
 
