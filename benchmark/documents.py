@@ -49,7 +49,7 @@ def page_blocks() -> dict[str, dict[str, str]]:
         "docs/mld.md": {
             **table("mld", "mld_mixture"),
             **claims("mld", "mld_svhn"),
-            **search("mld_stages", "mld_diffusion", "mvtcae_pictures"),
+            **search("mld_stages", "mld_diffusion", "mvtcae_beta"),
         },
         "docs/image_text_audio.md": {"weights": _weights()},
         "docs/external/README.md": {"models": _external_models()},
