@@ -25,7 +25,8 @@ CARD = MethodCard(
         "alpha 5/6 on every dataset, as in the authors' code for PolyMNIST; the objective is divided by "
         "(M - alpha) / M, so that a reconstruction weighs what it does in the other methods",
         "beta is 133 encoder_grad_scale, as the search `mvtcae_beta` found on the mixture; it weighs sums over "
-        "dimensions, as the authors' does: beside means, as here, it is times latent dimensions per value of a modality",
+        "dimensions, as the authors' does: beside means, as here, it is times latent dimensions per value of a "
+        "modality",
     ),
 )
 BETA = 400 / 3  # times encoder_grad_scale: on the mixture, a weight of 0.1 at the shared one
