@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -50,13 +51,28 @@ Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of 
 Preset = Annotated[
     str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, else cpu.")
 ]
+LARGEST_SEED, MOST_SEEDS = 2**32 - 1, 10_000
 Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
+
+
+def _not_negative(value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"{value} is not a number from 0 on")
+    return value
+
+
 MaxTime = Annotated[
-    float, typer.Option("--max-time", help="Stop cleanly after so many minutes; 0: never. The same command goes on.")
+    float,
+    typer.Option(
+        "--max-time",
+        help="Stop cleanly after so many minutes; 0: never. The same command goes on.",
+        callback=_not_negative,
+    ),
 ]
+Tolerance = Annotated[float, typer.Option(help="Relative, of the paired rule.", callback=_not_negative)]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what these runs have and start again.")]
 ExecutorName = Annotated[
@@ -397,7 +413,9 @@ def check(
     preset: Preset = "",
     runs: Runs = RUNS,
     rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
-    tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.")] = 1e-6,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Relative, of the paired rule.", callback=_not_negative)
+    ] = 1e-6,
     set_: Set = [],
 ) -> None:
     """Compare fresh rows with results/reference/: exit status 0 same, 1 a number moved, 2 could not compare.
@@ -484,7 +502,7 @@ def sample(
     rows: Annotated[int | None, typer.Option("--rows", help="How many; default: 256 at most.", min=1)] = None,
     dataset: Dataset = "gaussian_mixture",
     preset: Preset = "",
-    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)] = 0,
     device: Device = "",
     set_: Set = [],
     runs: Runs = RUNS,
@@ -509,7 +527,7 @@ def sheets(
     method: Methods = [],
     dataset: Dataset = "spoken_digits",
     preset: Preset = "",
-    seed: Annotated[int, typer.Option("--seed", "-s")] = 0,
+    seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)] = 0,
     items: Annotated[int, typer.Option("--items", help="Rows of a sheet.", min=1)] = 6,
     device: Device = "",
     set_: Set = [],
@@ -681,6 +699,8 @@ def _away(prepared: list[Run], settings: Settings, work: Work, command: list[str
     """Submit a job for each run that lacks numbers, and wait for all."""
     if work.fresh:
         raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
+    if not work.executor:
+        raise UserError("--slurm goes with --executor slurm")
     known_name(work.executor, ("local", "slurm"), "executor", "--executor")
     if find_spec("submitit") is None:
         from benchmark.doctor import install_command
@@ -765,9 +785,11 @@ def _seeds(texts: list[str]) -> list[int]:
     seeds: list[int] = []
     for part in (part for text in texts for part in text.split(",")):
         low, _, high = part.partition("-")
-        numbers = range(int(low), int(high or low) + 1) if low.isdecimal() and (high or low).isdecimal() else ()
+        numbers = range(int(low), int(high or low) + 1) if low.isdecimal() and (high or low).isdecimal() else range(0)
         if not numbers or part.endswith("-"):
             raise UserError(f"--seed {part}: write a number, a range such as 0-4, or a list such as 0,2,5")
+        if numbers[-1] > LARGEST_SEED or numbers[-1] - numbers[0] >= MOST_SEEDS:
+            raise UserError(f"--seed {part}: seeds end at {LARGEST_SEED}, and a range has {MOST_SEEDS} at most")
         seeds += numbers
     return list(dict.fromkeys(seeds))
 

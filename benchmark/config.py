@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -62,6 +63,7 @@ SCORING_FIELDS = (
 # What a score depends on besides the trained model: it is hashed into the row's `protocol`.
 EVALUATION_FIELDS = (*SCORING_FIELDS, "precision", "variant")
 
+SHARES = ("beta2", "condition_dropout")
 # Of nothing, steps or no size there is no number: a sampler without steps returns noise.
 POSITIVE = frozenset(
     {
@@ -133,8 +135,12 @@ class Config:
         for name, value in asdict(self).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
                 raise UserError(f"{name} = {value}: must not be negative")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} = {value}: must be finite")
             if name in POSITIVE and value == 0:
-                raise UserError(f"{name} = {value}: must be greater")
+                raise UserError(f"{name} = {value}: must be greater than 0")
+            if name in SHARES and value > 1:
+                raise UserError(f"{name} = {value}: must be at most 1")
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision = {self.precision!r}: choose float32 or bfloat16")
         if self.audio_decoder not in ("regression", "flow"):

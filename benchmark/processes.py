@@ -58,7 +58,7 @@ class Processes:
         So they do after an error of the kind that befalls all alike; after any other nobody knows where they stand.
         """
         self.agree(word)
-        self.listening = False
+        self.listening = self.count == 1  # alone, nobody is left where the main process fails
         try:
             yield
         except of_all:

@@ -315,6 +315,8 @@ def _record(row: dict[str, Any]) -> Record:
     """A record of plain Python numbers, with None for NaN."""
     for column in _INTEGERS:
         row[column] = int(row[column])
+        if abs(row[column]) >= 2**63:
+            raise ValueError(f"{column} is {row[column]}, which is too large")
     for column in _NUMBERS:
         if row[column] is not None:
             row[column] = None if math.isnan(row[column]) else float(row[column])

@@ -130,6 +130,8 @@ def read_card(path: Path) -> Card:
         tree = ast.parse(path.read_text(), filename=str(path))
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
+    except ValueError as error:  # of bytes that are no UTF-8, or hold a null
+        raise UserError(f"{path}: not valid Python: {error}: save it as UTF-8") from None
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "CARD" for target in node.targets):
             return _evaluate(path, node.value)

@@ -30,7 +30,7 @@ from benchmark.rows import Settings
 from benchmark.runner import Run, things_of
 from benchmark.summary import column_rows
 from benchmark.tables import Table, load_table, table_files
-from benchmark.train import LOG, read_log
+from benchmark.train import read_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -456,11 +456,7 @@ def _training(runs: Sequence[Run], looks: Mapping[str, Look]) -> Iterator[Sectio
 
 
 def _curve(run: Run) -> list[dict[str, float]]:
-    try:
-        return list(read_log(run.directory))
-    except ValueError as error:
-        path = run.directory / LOG
-        raise UserError(f"{path}: no training curve ({error}): remove it, or pass --fresh to train again") from None
+    return list(read_log(run.directory))
 
 
 def _draw_curves(curves: Sequence[tuple[Run, Sequence[Mapping[str, float]]]], looks: Mapping[str, Look]) -> Figure:

@@ -485,23 +485,27 @@ def _alone_in(directory: Path) -> Iterator[None]:
     """Hold the run directory. Raises UserError when another process works in it or it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / _LOCK).open("a")
+        file = (directory / _LOCK).open("ab", buffering=0)
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot write there ({error.strerror}): name another folder with --runs"
-        ) from None
+        raise UserError(_unwritable(directory, error)) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working on this run: wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        except OSError as error:
+            raise UserError(_unwritable(directory, error)) from None
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _unwritable(directory: Path, error: OSError) -> str:
+    return f"{directory}: cannot write there ({error.strerror}): free space, or name another folder with --runs"
 
 
 def holder(directory: Path) -> str:

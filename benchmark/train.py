@@ -264,10 +264,9 @@ def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[A
 
 
 def read_log(directory: Path) -> Iterator[dict[str, float]]:
-    """The training curve of a run, one dict per log line."""
-    path = directory / LOG
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
+    """The training curve of a run, one dict per log line. Raises UserError for a damaged one."""
+    for line in _log_lines(directory / LOG):
+        yield json.loads(line)
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:
@@ -292,8 +291,20 @@ def _schedule(stages: Stages, updates: int) -> list[tuple[str, int]]:
 
 def _log_until(path: Path, updates: int) -> list[str]:
     """The log's lines that the checkpoint covers; a run cut after writing its log has more."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if json.loads(line)["update"] <= updates]
+    return [line for line in _log_lines(path) if json.loads(line)["update"] <= updates]
+
+
+def _log_lines(path: Path) -> list[str]:
+    """Raises UserError where a line is not one that training wrote."""
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)["update"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}, line {number}: no line of a training curve: remove that line, or pass --fresh to train again"
+            ) from None
+    return lines
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -213,7 +213,7 @@ def test_a_folder_that_is_read_only(which: str, trained: Path) -> None:
     try:
         assert_refused(trained, message, lambda: run(trained, patches=(as_anyone,)))
         if which == ".":
-            message = "cannot write there (Permission denied): name another folder with --runs"
+            message = "cannot write there (Permission denied): free space, or name another folder with --runs"
             assert_refused(trained, message, lambda: run(trained / "deeper", patches=(as_anyone,)))
     finally:
         folder.chmod(0o755)

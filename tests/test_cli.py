@@ -174,15 +174,20 @@ def test_info_on_a_metric_and_on_a_users_file(plugin) -> None:
     (["run", "-m", "muni", "-p", "smoke", "--set", "compile=2"], "--set compile=2: '2' is not of type bool"),
     (["run", "-m", "muni", "-p", "smoke", "--set", "updates"], "--set updates: write key=value"),
     (["run", "-m", "muni", "-p", "smoke", "--set", "updates=-1"], "updates = -1: must not be negative"),
-    (["run", "-m", "mld", "-p", "smoke", "--set", "prior_steps=0"], "prior_steps = 0: must be greater"),
-    (["run", "-m", "muni", "-p", "smoke", "--set", "latent_size=0"], "latent_size = 0: must be greater"),
-    (["run", "-m", "muni", "-p", "smoke", "--set", "learning_rate=0"], "learning_rate = 0.0: must be greater"),
+    (["run", "-m", "mld", "-p", "smoke", "--set", "prior_steps=0"], "prior_steps = 0: must be greater than 0"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "latent_size=0"], "latent_size = 0: must be greater than 0"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "learning_rate=0"], "learning_rate = 0.0: must be greater than 0"),
     (["run", "-m", "muni", "-p", "smoke", "--set", "precision=half"], "precision = 'half': choose float32 or bfloat16"),
     (["run", "-m", "muni", "-s", "one"], "--seed one: write a number"),
     (["run", "-m", "muni", "-s", "4-2"], "--seed 4-2: write a number"),
     (["run", "-m", "muni", "-s", "3-"], "--seed 3-: write a number"),
     (["run", "-m", "muni", "-s", "-3"], "--seed -3: write a number"),
     (["run", "-m", "muni", "-s", "1,,2"], "--seed : write a number"),
+    (["run", "-m", "muni", "-s", "9223372036854775808"], "seeds end at 4294967295"),
+    (["run", "-m", "muni", "-s", "0-100000000000"], "a range has 10000 at most"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "learning_rate=nan"], "learning_rate = nan: must be finite"),
+    (["run", "-m", "muni", "-p", "smoke", "--set", "beta2=1.5"], "beta2 = 1.5: must be at most 1"),
+    (["run", "-m", "muni", "-p", "smoke", "--slurm", "partition=gpu"], "--slurm goes with --executor slurm"),
     (["run", "-m", "muni", "-p", "smoke", "--device", "gpu0"], "--device gpu0: "),
     (["reproduce", "table66"], "unknown table 'table66': did you mean 'table6'?"),
     (["reproduce", "table5", "-m", "munni", "-p", "smoke"], "unknown method 'munni': did you mean 'muni'?"),
@@ -723,3 +728,52 @@ def test_doctor_without_a_checkout_says_what_that_blocks(monkeypatch: pytest.Mon
     monkeypatch.setattr(runner, "commit", lambda: "")
     (missing,) = found(doctor._git)
     assert missing.mark == "missing" and "blocks bench bless" in missing.what
+
+
+@pytest.mark.parametrize("words", [["check", "--tolerance"], ["run", "-m", "muni", "--max-time"]])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_a_limit_is_a_number_from_0_on(runs: Path, words: list[str], value: str) -> None:
+    answer = bench(*words, value, "-p", "smoke", "--runs", runs)
+    assert answer.status == 2 and "is not a number from 0 on" in answer.err and not list(runs.iterdir())
+
+
+FAILS = """
+from benchmark.api import MethodCard
+
+CARD = MethodCard(version=1, label="Fails", paper="none", stages=(("joint", 1.0),))
+
+import torch
+
+
+class Fails(torch.nn.Module):
+    def __init__(self, modalities, config):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def loss(self, batch, stage, draws):
+        raise RuntimeError("on purpose")
+
+    def sample(self, given, want, rows, draws):
+        raise RuntimeError("never asked")
+
+
+METHOD = Fails
+"""
+
+
+def test_a_method_that_fails_in_training_costs_no_other_its_turn(tmp_path: Path, runs: Path) -> None:
+    (tmp_path / "fails.py").write_text(FAILS)
+    words = ["-m", tmp_path / "fails.py", "-m", "chance", "--task", "uncond", "-p", "smoke", "--runs", runs]
+    answer = bench("run", *words)
+    assert answer.status == 1 and "fails.py seed 0: error: RuntimeError: on purpose" in answer.err
+    rows = records.read(runs / "results.csv")
+    assert {row.method: row.status for row in rows} == {"fails": "error: RuntimeError: on purpose", "chance": "ok"}
+
+
+def test_a_full_disk_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner.os, "getpid", full)
+    answer = bench("run", "-m", "chance", "--task", "uncond", "-p", "smoke", "--runs", runs)
+    assert answer.status == 2 and "cannot write there (No space left on device): free space" in answer.err

@@ -412,3 +412,11 @@ def test_a_frame_keeps_integers_beyond_the_missing_ones():
     frame = frame_of([ROW, replace(ROW, seed=1, parameters=None)])
     assert frame["parameters"][0] == 1234 and pandas.isna(frame["parameters"][1])
     assert [row.parameters for row in records.records_of(frame)] == [1234, None]
+
+
+def test_a_number_that_no_table_can_hold_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    append(path, [ROW, replace(ROW, seed=4294967295)])
+    path.write_text(path.read_text().replace("4294967295", str(2**63)))
+    with pytest.raises(UserError, match=rf"line 3: seed is {2**63}, which is too large: mend or delete that line"):
+        load(path)

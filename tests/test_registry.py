@@ -93,6 +93,13 @@ def test_a_variant_of_an_attribute_that_is_not_there_is_the_files_error(mine: st
         registry.load("method", f"{mine}:lost")
 
 
+def test_a_file_that_is_no_utf8_is_one_line(tmp_path: Path):
+    path = tmp_path / "latin.py"
+    path.write_bytes(SWITCHED.replace("none", "caf\u00e9").encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.py: not valid Python: .*: save it as UTF-8"):
+        registry.card("method", str(path))
+
+
 def test_only_methods_have_variants():
     with pytest.raises(UserError, match="unknown dataset 'gaussian_mixture:loud'"):
         registry.card("dataset", "gaussian_mixture:loud")

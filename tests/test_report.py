@@ -370,7 +370,11 @@ def test_a_damaged_log_is_named(folder: Path, tmp_path: Path) -> None:
     (log,) = (tmp_path / "runs").rglob("train.jsonl")
     log.write_text("{")
     code, _, errors = bench("report", "--runs", tmp_path / "runs", "--out", tmp_path / "a.html", "--no-samples", *SET)
-    assert code == 2 and f"bench: {log}: no training curve" in errors and not (tmp_path / "a.html").exists()
+    assert (
+        code == 2
+        and f"bench: {log}, line 1: no line of a training curve" in errors
+        and not (tmp_path / "a.html").exists()
+    )
 
 
 def decoded(source: str, kind: str) -> bytes:
