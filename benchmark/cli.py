@@ -114,6 +114,9 @@ def root(
 
         if started() > 1:
             raise UserError(f"bench {context.invoked_subcommand} is for one process: torchrun starts run and reproduce")
+    data = os.environ.get("MUNI_BENCH_DATA")
+    if data and not Path(data).is_dir():
+        raise UserError(f"MUNI_BENCH_DATA={data}: no such folder: name the one that holds the data, or unset it")
     if version:
         print(f"muni-bench {__version__}")
         raise typer.Exit

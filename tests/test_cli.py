@@ -777,3 +777,11 @@ def test_a_full_disk_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(runner.os, "getpid", full)
     answer = bench("run", "-m", "chance", "--task", "uncond", "-p", "smoke", "--runs", runs)
     assert answer.status == 2 and "cannot write there (No space left on device): free space" in answer.err
+
+
+def test_a_folder_of_data_that_is_not_there_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUNI_BENCH_DATA", str(runs / "nowhere"))
+    answer = bench("run", "-m", "real", "--dataset", "polymnist", "-p", "cpu", "--runs", runs)
+    assert answer.status == 2 and answer.err == (
+        f"bench: MUNI_BENCH_DATA={runs / 'nowhere'}: no such folder: name the one that holds the data, or unset it\n"
+    )
