@@ -214,7 +214,7 @@ def test_what_diverges_does_so_in_both_and_the_next_run_starts(runs: Path) -> No
     assert status != 0
     assert {row[4] for row in rows(runs)} == {"muni", "mopoe"}
     assert {row[10].partition(" the loss")[0] for row in rows(runs)} == {"error: Diverged:"}
-    assert "process 1" not in err
+    assert "process 1:" not in err
 
 
 @pytest.mark.slow
