@@ -29,7 +29,8 @@ CARD = MethodCard(
     needs_full_rows=True,
     deviations=(
         "a re-interpretation: the method's formulas are public nowhere",
-        "flow decoders; both stages share the budget of updates",
+        "flow decoders; both stages share the budget of updates; the first stage's networks are used as it leaves "
+        "them, without its weight average",
         "the first stage's KL has weight encoder_grad_scale (the paper gives ShaLa a value of its own, which is lost)",
         "conditions of the second-stage prior are features of the frozen encoders: none, or those of one modality",
     ),
