@@ -442,7 +442,7 @@ def test_a_run_and_its_rows_name_the_core_code_behind_them(
 def test_only_what_scoring_alone_asks_for_leaves_the_training_as_it_is(field: str, tmp_path: Path) -> None:
     job = tables.job_of("muni", "gaussian_mixture", "smoke", 0, [])
     value = getattr(runner.prepare(job, tmp_path).config, field)
-    words = {"precision": "bfloat16", "variant": "x", "verifier": "x", "audio_decoder": "flow"}
+    words = {"beta2": 0.9, "precision": "bfloat16", "variant": "x", "verifier": "x", "audio_decoder": "flow"}
     changed = words.get(field) or {bool: not value}.get(type(value), value + 1)
     first, other = (runner.prepare(job, tmp_path, sets) for sets in ([], [f"{field}={changed}"]))
     assert first.run_id != other.run_id
