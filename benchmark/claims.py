@@ -9,6 +9,7 @@ counts as half a success.
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -113,11 +114,12 @@ def _section(section: Any, table: str, file: str, metrics: Collection[str], pres
         raise UserError(f"{file}: unknown key {table!r}: write a section per table, as [table5]")
     checked(section, {"dataset": str | dict, "source": str, "claim": list}, f"{file}: {table}")
     dataset = dataset_at(section["dataset"], preset, f"{file}: {table}")
+    load = functools.cache(lambda: load_table(table, metrics, preset))
     for place, raw in enumerate(section["claim"], 1):
         where = f"{file}: {raw.get('id', f'claim {place}')}"
         _check_claim(raw, where)
         named = any(isinstance(quantity, str) for quantity in (*raw["on"], *raw.get("against", ())))
-        loaded = load_table(table, metrics, preset) if named else None
+        loaded = load() if named else None
         on, against = (
             tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
             for key in ("on", "against")

@@ -53,6 +53,7 @@ Preset = Annotated[
 ]
 LARGEST_SEED, MOST_SEEDS = 2**32 - 1, 10_000
 Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
@@ -72,7 +73,7 @@ MaxTime = Annotated[
         callback=_not_negative,
     ),
 ]
-Tolerance = Annotated[float, typer.Option(help="Relative, of the paired rule.", callback=_not_negative)]
+Tolerance = Annotated[float, typer.Option("--tolerance", help="Relative, of the paired rule.", callback=_not_negative)]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would run, and stop.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Discard what these runs have and start again.")]
 ExecutorName = Annotated[
@@ -416,9 +417,7 @@ def check(
     preset: Preset = "",
     runs: Runs = RUNS,
     rule: Annotated[str, typer.Option("--rule", help="auto, exact, paired or statistical.")] = "auto",
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Relative, of the paired rule.", callback=_not_negative)
-    ] = 1e-6,
+    tolerance: Tolerance = 1e-6,
     set_: Set = [],
 ) -> None:
     """Compare fresh rows with results/reference/: exit status 0 same, 1 a number moved, 2 could not compare.
@@ -483,7 +482,7 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
     Example: bench readme --check
     """
     from benchmark.documents import fill_blocks, page_blocks
-    from benchmark.files import write_atomic
+    from benchmark.files import write_file
 
     stale = 0
     for page, blocks in page_blocks().items():
@@ -494,7 +493,7 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
         if check:
             print(f"{page}: {'current' if before == after else 'stale: run bench readme'}")
         else:
-            write_atomic(path, after.encode())
+            write_file(path, after.encode())
     raise typer.Exit(int(check and stale > 0))
 
 
@@ -505,7 +504,7 @@ def sample(
     rows: Annotated[int | None, typer.Option("--rows", help="How many; default: 256 at most.", min=1)] = None,
     dataset: Dataset = "gaussian_mixture",
     preset: Preset = "",
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)] = 0,
+    seed: Seed = 0,
     device: Device = "",
     set_: Set = [],
     runs: Runs = RUNS,
@@ -530,7 +529,7 @@ def sheets(
     method: Methods = [],
     dataset: Dataset = "spoken_digits",
     preset: Preset = "",
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)] = 0,
+    seed: Seed = 0,
     items: Annotated[int, typer.Option("--items", help="Rows of a sheet.", min=1)] = 6,
     device: Device = "",
     set_: Set = [],
@@ -702,9 +701,6 @@ def _away(prepared: list[Run], settings: Settings, work: Work, command: list[str
     """Submit a job for each run that lacks numbers, and wait for all."""
     if work.fresh:
         raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
-    if not work.executor:
-        raise UserError("--slurm goes with --executor slurm")
-    known_name(work.executor, ("local", "slurm"), "executor", "--executor")
     if find_spec("submitit") is None:
         from benchmark.doctor import install_command
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
 from benchmark.progress import Report
+from benchmark.strict import known_name
 
 if TYPE_CHECKING:  # a job reads this file for its `Command` alone: torch is left to what that starts
     from benchmark.runner import Run
@@ -122,6 +123,7 @@ class Executor:
         given = {"signal_delay_s": GRACE_SECONDS, **dict(_parameter(each) for each in parameters)}
         if parameters and name != "slurm":
             raise UserError("--slurm goes with --executor slurm")
+        known_name(name, MINUTES, "executor", "--executor")
         try:
             self._grace = max(0.0, float(given["signal_delay_s"]) - QUEUE_SECONDS)
             if name == "slurm":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmark.api import UserError
@@ -33,11 +34,19 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 AGAIN = "free space or permit writing, and run the same command again"
+ELSEWHERE = "name another folder with --out"
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mend: str = AGAIN) -> Iterator[None]:
+    """Turns a failure to write into a UserError that says that the file is as it was, and how to mend that."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): it is as it was; {mend}") from error
 
 
 def write_file(path: Path, content: bytes, mend: str = AGAIN) -> None:
     """As `write_atomic`. Raises UserError, with the file as it was, where it cannot be written."""
-    try:
+    with replacing(path, mend):
         write_atomic(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): it is as it was; {mend}") from error

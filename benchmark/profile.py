@@ -52,20 +52,19 @@ def profile_method(
         if run.method_card.stages:
             run.directory.mkdir(parents=True)
             trainer, start = trainer_of(run, data, device), 0
-            for _, end in trainer.schedule:
-                yield from _training(trainer, start, device)
+            for stage, end in trainer.schedule:
+                yield from _training(trainer, stage, start, device)
                 start = end
             if to_loss:
                 yield _seconds_to(to_loss, trainer_of(run, data, device), device)
         yield from _sampling(method, data, run.config, device)
 
 
-def _training(trainer: Trainer, start: int, device: str) -> Iterator[str]:
-    """A step of the stage that begins at update `start`, without what its beginning takes."""
+def _training(trainer: Trainer, stage: str, start: int, device: str) -> Iterator[str]:
+    """A step of the stage, which begins at update `start`, without what its beginning takes."""
     rows = trainer.config.batch_rows
     draws = Draws("profile", rows=rows, block=rows, device=device)
     batch = training_batch(trainer.data, draws, 0, 0)
-    stage = next(name for name, end in trainer.schedule if start < end)
     trainer.updates = start
     trainer.update()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.api import UserError
-from benchmark.files import write_atomic, write_file
+from benchmark.files import replacing, write_atomic, write_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -140,7 +140,7 @@ def drop(path: Path, run_id: str) -> None:
     """
     if not path.exists():
         return
-    with _replacing(path), _locked(path):
+    with replacing(path), _locked(path):
         kept = [record for record in read(path) if record.run_id != run_id]
         write_atomic(path, _HEADER + "".join(map(_line, kept)).encode())
 
@@ -210,17 +210,6 @@ def write_sorted(path: Path, frame: DataFrame) -> None:
     """
     records = sorted(records_of(frame), key=lambda record: (record.key, record.run_id))
     write_file(path, _HEADER + "".join(map(_line, records)).encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into a UserError that says that the file is as it was."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): it is as it was; free space or permit writing"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -444,7 +444,7 @@ def _training(runs: Sequence[Run], looks: Mapping[str, Look]) -> Iterator[Sectio
     """Per dataset, the curves of all methods and seeds."""
     curves: dict[str, list[tuple[Run, list[dict[str, float]]]]] = {}
     for run in runs:
-        if curve := _curve(run):
+        if curve := list(read_log(run.directory)):
             curves.setdefault(run.dataset_card.label, []).append((run, curve))
     for dataset, found in curves.items():
         note = (
@@ -453,10 +453,6 @@ def _training(runs: Sequence[Run], looks: Mapping[str, Look]) -> Iterator[Sectio
         )
         name = f"training {found[0][0].job.preset} {dataset}"
         yield Section(3, f"Training on {dataset}", _plot(name, _draw_curves, note, found, looks))
-
-
-def _curve(run: Run) -> list[dict[str, float]]:
-    return list(read_log(run.directory))
 
 
 def _draw_curves(curves: Sequence[tuple[Run, Sequence[Mapping[str, float]]]], looks: Mapping[str, Look]) -> Figure:

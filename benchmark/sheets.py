@@ -22,7 +22,7 @@ from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Raw, UserError
 from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import keep
-from benchmark.files import write_file
+from benchmark.files import ELSEWHERE, write_file
 from benchmark.progress import Report
 from benchmark.runner import Run, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ITEMS = 6
-ELSEWHERE = "name another folder with --out"
 HEIGHTS = {"image": 1.0, "audio": 0.8, "text": 0.6}  # inches
 WINDOW = 256  # samples of a spectrogram's window, at 8 kHz; in proportion elsewhere
 

@@ -25,7 +25,7 @@ from benchmark.api import TASKS, Batch, Cell, UserError
 from benchmark.config import nearest, resolve
 from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import BATCH_ROWS, check_rows, given_of
-from benchmark.files import write_file
+from benchmark.files import ELSEWHERE, write_file
 from benchmark.runner import Run, trained_method
 from benchmark.runtime import Draws
 from benchmark.train import autocast, read_log
@@ -38,7 +38,6 @@ BACKDROP_ROWS = 4096  # real rows behind the generated ones, and behind their ma
 MOST_ROWS = 256  # where the user names no number
 MOST_COLUMNS = 16  # samples in a grid of pictures
 MOST_POINTS = 20_000  # per panel of shared coordinates; more only blacken it
-ELSEWHERE = "name another folder with --out"
 REAL, GENERATED = "#c9c8c2", "#2a6fbb"
 
 Pair = tuple[str, str, Tensor, Tensor]  # source, target, and the shared coordinates of both, (rows, shared)

@@ -265,8 +265,8 @@ def autocast(config: Config, device: str) -> contextlib.AbstractContextManager[A
 
 def read_log(directory: Path) -> Iterator[dict[str, float]]:
     """The training curve of a run, one dict per log line. Raises UserError for a damaged one."""
-    for line in _log_lines(directory / LOG):
-        yield json.loads(line)
+    for _, logged in _log_lines(directory / LOG):
+        yield logged
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:
@@ -291,20 +291,21 @@ def _schedule(stages: Stages, updates: int) -> list[tuple[str, int]]:
 
 def _log_until(path: Path, updates: int) -> list[str]:
     """The log's lines that the checkpoint covers; a run cut after writing its log has more."""
-    return [line for line in _log_lines(path) if json.loads(line)["update"] <= updates]
+    return [line for line, logged in _log_lines(path) if logged["update"] <= updates]
 
 
-def _log_lines(path: Path) -> list[str]:
-    """Raises UserError where a line is not one that training wrote."""
+def _log_lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each line and what it says. Raises UserError where that is nothing that training wrote."""
     lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            json.loads(line)["update"]
+            logged = json.loads(line)
+            logged["update"]
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{path}, line {number}: no line of a training curve: remove that line, or pass --fresh to train again"
             ) from None
-    return lines
+        yield line, logged
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from benchmark import registry, runner
 from benchmark.tables import job_of
-from benchmark.train import Trainer
+from benchmark.train import Progress, Trainer
 
 SIZES = ["train_rows=500", "evaluation_rows=64", "unconditional_rows=64", "batch_rows=32", "warmup_updates=0"]
 
@@ -66,3 +66,17 @@ def test_buffers_follow_the_weights_into_the_average(tmp_path: Path) -> None:
     Trainer(model, average, data, (("joint", 1.0),), run.config, 0, tmp_path, "id", "cpu").advance(5)
     assert average.steps.item() == 5
     assert 1 > average.weight.item() > model.weight.item()
+
+
+def test_whoever_no_longer_listens_costs_no_checkpoint(tmp_path: Path) -> None:
+    """A report that fails, as on a closed pipe, comes after the checkpoint of what it reports."""
+    run = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 0, []), tmp_path, [*SIZES, "updates=50"])
+    data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
+    run.directory.mkdir(parents=True)
+
+    def deaf(progress: Progress) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        runner.trainer_of(run, data, "cpu").run(deaf)
+    assert runner.trainer_of(run, data, "cpu").progress.done
