@@ -19,15 +19,15 @@ from models.networks import ResidualBlocks, StackedLinear, TimeWaves
 from models.routes import Route, Subsets, all_subsets, draw_subsets, full_set
 
 CARD = MethodCard(
-    version=1,
+    version=2,
     label="MLD",
     paper="Multi-modal Latent Diffusion (2023), Sec. 3",
     stages=(("autoencoders", 0.5), ("diffusion", 0.5)),
     needs_full_rows=True,
     deviations=(
         "this suite's encoders and flow decoders instead of the authors' autoencoders; each modality's latent has "
-        "latent_size dimensions; both stages share the budget of updates; the autoencoders are used as the first stage "
-        "leaves them, without its weight average",
+        "latent_size dimensions; both stages share the budget of updates; the second begins with the first one's "
+        "weight average",
         "flow matching, and its plain solver, in the latent space (mld:vp: the paper's diffusion, solved as an "
         "ordinary differential equation; mld:repaint: the paper's jumps back, of 0.04 in time and ten times each, in "
         "this suite's number of steps)",

@@ -21,7 +21,7 @@ from models.networks import ResidualBlocks, StackedLinear
 from models.routes import Route, draw_subsets, full_set
 
 CARD = MethodCard(
-    version=1,
+    version=2,
     label="ShaLa-style",
     paper="ShaLa: Multimodal Shared Latent Space Modelling (2026)",
     tasks=("one_to_one", "one_to_many", "uncond"),
@@ -29,8 +29,7 @@ CARD = MethodCard(
     needs_full_rows=True,
     deviations=(
         "a re-interpretation: the method's formulas are public nowhere",
-        "flow decoders; both stages share the budget of updates; the first stage's networks are used as it leaves "
-        "them, without its weight average",
+        "flow decoders; both stages share the budget of updates; the second begins with the first one's weight average",
         "the first stage's KL has weight encoder_grad_scale (the paper gives ShaLa a value of its own, which is lost)",
         "conditions of the second-stage prior are features of the frozen encoders: none, or those of one modality",
     ),

@@ -231,7 +231,8 @@ class PreparesStages(Protocol):
     """A method that measures something between its stages; the trainer says when."""
 
     def begin(self, stage: str, data: Dataset) -> None:
-        """Called before the first update of each stage; changes buffers alone."""
+        """Called before the first update of each stage, whose weights are by then the average of the stage before;
+        changes buffers alone."""
         ...
 
 

@@ -54,6 +54,11 @@ class Optimizer:
             self._steps[number] += moved
         self._average_step([self._average], [self._weights], None)
 
+    @torch.no_grad()
+    def start_from_average(self) -> None:
+        """The weights become their average, which goes on from there; moments and steps go on, too."""
+        self._weights.copy_(self._average)
+
     def finite(self) -> bool:
         return bool(torch.isfinite(self._weights).all())
 

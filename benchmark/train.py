@@ -140,8 +140,8 @@ class Trainer:
         return means
 
     def update(self) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.updates in self.starts and hasattr(self.model, "begin"):
-            self.model.begin(self._stage(), self.data)
+        if self.updates in self.starts:
+            self._begin_stage()
         rows, share = self.config.batch_rows, (self.processes.rank, self.processes.count)
         draws = Draws("train", self.seed, self.updates, rows=rows, block=rows, device=self.device, share=share)
         batch = training_batch(self.data, draws, self.seed, self.updates)
@@ -152,6 +152,16 @@ class Trainer:
         self.optimizer.step(self.config.learning_rate * warm)
         self.updates += 1
         return loss.detach(), dict(parts)
+
+    def _begin_stage(self) -> None:
+        """A stage stands on the average of the one before, so that what is evaluated is what it was trained beside.
+
+        A checkpoint at this update holds the weights from before; a resume comes through here again. The first stage's
+        average equals its weights.
+        """
+        self.optimizer.start_from_average()
+        if hasattr(self.model, "begin"):
+            self.model.begin(self._stage(), self.data)
 
     def _stage(self) -> str:
         return next(name for name, end in self.schedule if self.updates < end)

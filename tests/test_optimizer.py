@@ -39,7 +39,8 @@ class Parts(nn.Module):
 
 @pytest.mark.parametrize("stages", ["012 012 012 012", "02 02 02 1 1 1", "01 01 12 12 012", "0 1 0 1 0 2"])
 @pytest.mark.parametrize("cut", [None, 2, 3])
-def test_it_is_clipped_adamw_with_an_average(stages: str, cut: int | None) -> None:
+@pytest.mark.parametrize("begun", [None, 3])
+def test_it_is_clipped_adamw_with_an_average(stages: str, cut: int | None, begun: int | None) -> None:
     torch.manual_seed(0)
     model = Parts().double()
     average, single = copy.deepcopy(model), copy.deepcopy(model)
@@ -57,6 +58,11 @@ def test_it_is_clipped_adamw_with_an_average(stages: str, cut: int | None) -> No
             model.load_state_dict(weights)
             average.load_state_dict(averages)
             ours.load(state)
+        if number == begun:  # a stage, whose weights are the average of those before: moments go on
+            ours.start_from_average()
+            with torch.no_grad():
+                for weight, mean in zip(single.parameters(), single_average.parameters(), strict=True):
+                    weight.copy_(mean)
         model.loss(used, x).backward()
         ours.step(rate)
         single.loss(used, x).backward()

@@ -181,6 +181,19 @@ def test_two_processes_follow_one(whole: Path, runs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_follow_one_from_stage_to_stage(tmp_path: Path) -> None:
+    """MLD's second stage begins with the first one's average, whose latents it measures."""
+    pytest.importorskip("accelerate", reason="several processes need the extra scale")
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = ["mld" if word == "muni" else word for word in RUN]
+    for count, folder in ((1, one), (2, two)):
+        status, _, err = bench(count, *words, "--runs", folder)
+        assert status == 0, err
+    assert farthest(two, one) < 1e-4
+    assert values(two) == pytest.approx(values(one), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_gradients_that_are_not_averaged_are_noticed(whole: Path, runs: Path) -> None:
     fault = "from benchmark.processes import Together; Together.average = lambda self, tensor: None"
     assert bench(2, *RUN, "--runs", runs, patch=f"{OFTEN}\n{fault}")[0] == 0

@@ -80,3 +80,53 @@ def test_whoever_no_longer_listens_costs_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError):
         runner.trainer_of(run, data, "cpu").run(deaf)
     assert runner.trainer_of(run, data, "cpu").progress.done
+
+
+def staged(method: str, folder: Path) -> Trainer:
+    """A trainer of 20 updates, of which each of two stages has half; it goes on where the folder's checkpoint is."""
+    settings = [*SIZES, "updates=20", "ema_updates=5"]
+    run = runner.prepare(job_of(method, "gaussian_mixture", "smoke", 0, []), folder, settings)
+    data = registry.load("dataset", "gaussian_mixture")(run.config, "cpu")
+    run.directory.mkdir(parents=True, exist_ok=True)
+    return runner.trainer_of(run, data, "cpu")
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("method", ["shala", "mld"])
+def test_a_stage_begins_with_the_average_of_the_one_before(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = staged(method, tmp_path)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.advance(10)
+    average = weights(trainer.average)
+    assert not torch.equal(weights(trainer.model), average)
+    frozen = [name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])]
+    seen: list[torch.Tensor] = []
+    loss = trainer.model.loss
+    monkeypatch.setattr(trainer.model, "loss", lambda *given: seen.append(weights(trainer.model)) or loss(*given))
+    trainer.advance(10)
+    assert torch.equal(seen[0], average)
+    assert not torch.equal(seen[1], average)
+    ended, scored = dict(trainer.model.named_parameters()), dict(trainer.average.named_parameters())
+    assert all(torch.equal(ended[name], scored[name]) for name in frozen)  # the second stage stands on what is scored
+    if method == "mld":  # and measured it
+        z = trainer.average.standardised(trainer.average.observe(trainer.data.rows("train", torch.arange(500)))[0])
+        assert torch.allclose(z.mean(0), torch.zeros(z.shape[1]), atol=1e-4)
+        assert torch.allclose(z.std(0), torch.ones(z.shape[1]), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["shala", "mld"])
+def test_a_run_cut_between_its_stages_equals_a_whole_one(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.train.LOG_EVERY", 5)
+    for number in range(4):
+        assert staged(method, tmp_path / "cut").run(lambda progress: None, max_seconds=0).updates == 5 * (number + 1)
+    whole, cut = staged(method, tmp_path / "whole"), staged(method, tmp_path / "cut")
+    whole.run(lambda progress: None)
+    for one, other in [(whole.model, cut.model), (whole.average, cut.average)]:
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())

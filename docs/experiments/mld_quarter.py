@@ -7,7 +7,7 @@ from baselines.mld import MLD
 from benchmark.api import MethodCard
 
 CARD = MethodCard(
-    version=1,
+    version=2,
     label="MLD, a quarter for the autoencoders",
     paper="an experiment, of no paper: see docs/mld.md",
     stages=(("autoencoders", 0.25), ("diffusion", 0.75)),
