@@ -462,12 +462,12 @@ def bless(
 
     Example: bench bless --preset cpu --reason "first measurement"
     """
-    from benchmark import compare
+    from benchmark import checkout, compare
     from benchmark.rows import Settings, reference_path
     from benchmark.tables import RESULTS
 
     preset = _preset(preset)
-    if compare.tree_is_dirty(registry.ROOT):
+    if checkout.is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
     fresh = Settings(preset=preset, runs=runs).rows()
     changes = compare.bless(fresh, reference_path(preset), reason, RESULTS / "LOG.md", drop_missing)

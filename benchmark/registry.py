@@ -21,6 +21,7 @@ from typing import Any
 from benchmark import api
 from benchmark.api import Card, UserError
 from benchmark.config import nearest
+from benchmark.files import files_in
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 FOLDERS = {
@@ -38,7 +39,7 @@ def index(kind: str) -> dict[str, Path]:
     """Name -> file of every plug-in of a kind. Raises UserError where two files share one name."""
     found: dict[str, Path] = {}
     for folder in FOLDERS[kind]:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in files_in(ROOT / folder, ".py"):
             if "\nCARD" not in path.read_text():
                 continue  # a support module
             if path.stem in found:

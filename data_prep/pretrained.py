@@ -33,7 +33,7 @@ from torch.nn import functional
 from benchmark import trained
 from benchmark.api import UserError, one_line
 from benchmark.config import digest, nearest
-from benchmark.files import cache_folder
+from benchmark.files import cache_folder, expanded, folder_named
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
 from data_prep.sounds import resampled, without_silent_end
@@ -58,7 +58,7 @@ class Models:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        chosen = folder or (Path(os.environ[SETTING]) if os.environ.get(SETTING) else None)
+        chosen = folder or folder_named(SETTING)
         self.folder = chosen
         self.entries: dict[str, dict[str, Any]] = tomllib.loads(DEFAULTS.read_text())
         self._loaded: dict[tuple[str, str], Any] = {}
@@ -104,7 +104,7 @@ class Models:
         return _snapshot(role, entry)
 
     def _below(self, name: str) -> Path:
-        return (self.folder or Path()) / Path(name).expanduser()
+        return (self.folder or Path()) / expanded(Path(name))
 
     def record(self, role: str) -> dict[str, Any]:
         """What a result says of a role's model: its id and commit, or a checksum of its folder; and how it is used."""
