@@ -17,7 +17,7 @@ LAYERS = (
     {"benchmark", "benchmark.api"},
     {
         f"benchmark.{name}"
-        for name in ("files", "checkout", "progress", "registry", "config", "strict", "records", "compare")
+        for name in ("files", "checkout", "terminal", "progress", "registry", "config", "strict", "records", "compare")
     }
     | {f"benchmark.{name}" for name in ("tables", "summary", "page", "formats", "claims")},
     {
