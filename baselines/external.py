@@ -128,7 +128,7 @@ class ByRunner(External):
         # What was made before, and is scored now, was answered by what answered then.
         self._answered_by = cache_folder() / "external" / self.name / f"{digest(self.origin())}.json"
         if self._answered_by.exists():
-            self.facts = json.loads(self._answered_by.read_text())
+            self.facts = json.loads(self._answered_by.read_text(encoding="utf-8"))
 
     def answers(self, cell: Cell, real: Raw, seeds: Sequence[int], rows: Any) -> list[Answer]:
         entry = known(self.name)
@@ -143,7 +143,7 @@ class ByRunner(External):
             (entry["seconds_to_load"], entry["seconds_per_item"]),
             entry.get("sample_rate", 0),
         )
-        self.facts = json.loads((folder / ENVIRONMENT).read_text())
+        self.facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         write_atomic(self._answered_by, json.dumps(self.facts).encode())
         shutil.rmtree(folder, ignore_errors=True)  # what was made is kept with the run
         return found
@@ -156,7 +156,7 @@ def names() -> list[str]:
 
 def known(name: str) -> dict[str, Any]:
     """What is known of an external model: the table of `runners/NAME.toml`."""
-    return tomllib.loads((RUNNERS / f"{name}.toml").read_text())
+    return tomllib.loads((RUNNERS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def refusal(entry: Mapping[str, Any], cell: Cell) -> str:
@@ -183,7 +183,7 @@ def place_of(name: str) -> Place:
         raise UserError(f"{entry['label']} is not on this machine ({SETTING} is not set): {guide}")
     path = folder / "external.toml"
     try:
-        here = tomllib.loads(path.read_text())
+        here = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): write it, or unset {SETTING}") from None
     except ValueError as error:

@@ -508,7 +508,7 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
     stale = 0
     for page, blocks in page_blocks().items():
         path = registry.ROOT / page
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         after = fill_blocks(before, blocks)
         stale += before != after
         if check:

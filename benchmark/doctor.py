@@ -165,7 +165,7 @@ def _requirements() -> dict[str, list[str]]:
     """Extra -> packages, from the checkout's pyproject.toml or else from what pip has recorded."""
     file = registry.ROOT / "pyproject.toml"
     if file.exists():
-        groups = tomllib.loads(file.read_text())["project"]["optional-dependencies"]
+        groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     else:
         groups = {}
         for line in metadata.requires("muni-bench") or []:

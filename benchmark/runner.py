@@ -457,7 +457,7 @@ def _identity(data: Any) -> str:
 def _described(path: Path) -> Mapping[str, Any]:
     """What a config.json says; nothing where it is damaged or lacking: the next command writes it anew."""
     with contextlib.suppress(OSError, ValueError):
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(facts, dict):
             return facts
     return {}
@@ -515,7 +515,7 @@ def _unwritable(directory: Path, error: OSError) -> str:
 
 def holder(directory: Path) -> str:
     """The number of the process that works in a run directory; empty where none does."""
-    with contextlib.suppress(OSError), (directory / _LOCK).open() as file:
+    with contextlib.suppress(OSError), (directory / _LOCK).open(encoding="utf-8") as file:
         try:
             lock(file.fileno(), directory / _LOCK, "--runs", wait=False, shared=True)
         except BlockingIOError:
@@ -556,13 +556,13 @@ def _forget_peak_memory(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: resets VmHWM
 
 
 def _peak_memory_mb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return float(status.partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

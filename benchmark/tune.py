@@ -140,7 +140,7 @@ def tune(
         done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
             done = [_trial(run, search, " ".join(point), device, report)]
-            with (path := runs / "tuning.lock").open("a") as file:  # two searches may share the file
+            with (path := runs / "tuning.lock").open("ab") as file:  # two searches may share the file
                 lock(file.fileno(), path, "--runs")
                 _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])
         yield done[0]
@@ -261,7 +261,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a search. Raises UserError for a file of other columns."""
     if not path.exists():
         return []
-    lines = list(csv.DictReader(io.StringIO(path.read_text())))
+    lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     if lines and tuple(lines[0]) != COLUMNS:
         raise UserError(f"{path}: not the trials of a search: its columns are {', '.join(lines[0])}")
     return lines
