@@ -20,7 +20,6 @@ cache, so a killed command goes on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from torch import Tensor
 from baselines.runners.serve import ENVIRONMENT, FAULT, REQUEST, RESPONSES, SCHEMA
 from benchmark.api import Cell, Inapplicable, Modality, Raw, Unanswered, UserError, one_line
 from benchmark.config import Config, digest, nearest
-from benchmark.files import cache_folder, write_atomic
+from benchmark.files import alone_in, cache_folder, expanded, files_in, folder_named, write_atomic
 from benchmark.runtime import Draws
 from benchmark.samples import read_png, read_wav, write_png, write_wav
 from benchmark.trained import Say, to_stderr
@@ -129,7 +128,7 @@ class ByRunner(External):
         # What was made before, and is scored now, was answered by what answered then.
         self._answered_by = cache_folder() / "external" / self.name / f"{digest(self.origin())}.json"
         if self._answered_by.exists():
-            self.facts = json.loads(self._answered_by.read_text())
+            self.facts = json.loads(self._answered_by.read_text(encoding="utf-8"))
 
     def answers(self, cell: Cell, real: Raw, seeds: Sequence[int], rows: Any) -> list[Answer]:
         entry = known(self.name)
@@ -144,7 +143,7 @@ class ByRunner(External):
             (entry["seconds_to_load"], entry["seconds_per_item"]),
             entry.get("sample_rate", 0),
         )
-        self.facts = json.loads((folder / ENVIRONMENT).read_text())
+        self.facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         write_atomic(self._answered_by, json.dumps(self.facts).encode())
         shutil.rmtree(folder, ignore_errors=True)  # what was made is kept with the run
         return found
@@ -152,12 +151,12 @@ class ByRunner(External):
 
 def names() -> list[str]:
     """Of all external models."""
-    return sorted(path.stem for path in RUNNERS.glob("*.toml"))
+    return [path.stem for path in files_in(RUNNERS, ".toml")]
 
 
 def known(name: str) -> dict[str, Any]:
     """What is known of an external model: the table of `runners/NAME.toml`."""
-    return tomllib.loads((RUNNERS / f"{name}.toml").read_text())
+    return tomllib.loads((RUNNERS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def refusal(entry: Mapping[str, Any], cell: Cell) -> str:
@@ -179,11 +178,12 @@ def place_of(name: str) -> Place:
     Of one without a runner, Python and repository are not asked for.
     """
     entry, guide = known(name), f"docs/external/{name}.md says how to set it up"
-    if not os.environ.get(SETTING):
+    folder = folder_named(SETTING)
+    if folder is None:
         raise UserError(f"{entry['label']} is not on this machine ({SETTING} is not set): {guide}")
-    path = Path(os.environ[SETTING]).expanduser() / "external.toml"
+    path = folder / "external.toml"
     try:
-        here = tomllib.loads(path.read_text())
+        here = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): write it, or unset {SETTING}") from None
     except ValueError as error:
@@ -201,7 +201,7 @@ def place_of(name: str) -> Place:
             settings[key] = value
     found = dict.fromkeys(("python", "repository"), Path())
     for key in ("python", "repository", "checkpoint") if (RUNNERS / f"{name}.py").exists() else ("checkpoint",):
-        value = Path(here[name].get(key, "")).expanduser()
+        value = expanded(Path(here[name].get(key, "")))
         if key not in here[name] or not value.exists():
             raise UserError(f"{entry['label']}: {key} {value} does not exist: set it in [{name}] of {path}; {guide}")
         found[key] = value.absolute()
@@ -218,7 +218,7 @@ def refuse_stand_in(name: str, preset: str) -> None:
     Raises UserError as `place_of`, too.
     """
     if place_of(name).stand_in and preset in OWN_NUMBERS:
-        path = Path(os.environ[SETTING]).expanduser() / "external.toml"
+        path = (folder_named(SETTING) or Path()) / "external.toml"
         raise UserError(
             f"{known(name)['label']} is a stand-in on this machine, whose numbers preset {preset} would take for the "
             f"model's: set its own checkpoint in [{name}] of {path}, without stand_in, or use preset smoke or cpu"
@@ -294,7 +294,7 @@ def answered(
     first, where any has failed, and where the runner does not come to its first item.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, say):
+    with alone_in(folder, lambda: say(f"{folder}: another command asks for the same: waiting for it")):
         write_atomic(folder / REQUEST, json.dumps(request).encode())
         _keep_answers(folder, request, sample_rate)
         _wait(folder, request, runner, limits, say)
@@ -465,18 +465,3 @@ def sound_like(sound: tuple[Tensor, int], like: Tensor, sample_rate: int) -> Ten
 
     samples = torch.from_numpy(resampled(sound[0].numpy(), sound[1], sample_rate))[: len(like)]
     return torch.nn.functional.pad(samples, (0, len(like) - len(samples)))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One process asks in a folder; others wait and find its answers."""
-    lock = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder}: another command asks for the same: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

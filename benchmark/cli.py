@@ -19,7 +19,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 
 import typer
 
-from benchmark import __version__, registry
+from benchmark import __version__, registry, terminal
 from benchmark.api import TASKS, UserError, cells
 from benchmark.config import PRESETS, default_preset, resolve
 from benchmark.formats import FORMATS, render
@@ -94,15 +94,36 @@ RUNS = Path("runs")
 
 
 def main() -> None:
-    """Entry point: a UserError is one line and exit status 2, an interrupt 130."""
+    """Entry point: a UserError is one line and exit status 2, an interrupt 130; output that is lost 2, or 141 where
+    its reader has gone (`bench list | head -1`)."""
+    with terminal.streams() as (out, _):
+        status = _status()
+        out.flush()
+        if isinstance(out.fault, BrokenPipeError):
+            status = terminal.LOST
+        elif out.fault is not None:
+            print(
+                f"bench: the output is lost ({out.fault.strerror}); what the command writes elsewhere is there: free "
+                "space, and run the same command again",
+                file=sys.stderr,
+            )
+            status = 2
+    sys.exit(status)
+
+
+def _status() -> int | str | None:
+    """Carry out the command; its exit status."""
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        return end.code
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("\nbench: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 @app.callback(invoke_without_command=True)
@@ -344,7 +365,7 @@ def table(
 
 def _print_table(table: Table, rows: pd.DataFrame, settings: Settings, format: str) -> None:
     _, page = page_of(rows, table, settings.preset, settings.own)
-    print(render(page, format, color=sys.stdout.isatty()), end="")
+    print(render(page, format, color=terminal.shows_color(sys.stdout)), end="")
 
 
 @app.command()
@@ -366,7 +387,7 @@ def claims(
     preset = _preset(preset)
     rows = Settings(preset=preset, runs=runs, overrides=set_, reference=reference).rows()
     verdicts = module.verdicts_of(rows, module.claims_about(table or (), preset), preset)
-    print(module.render_claims(verdicts, format, color=sys.stdout.isatty()), end="")
+    print(module.render_claims(verdicts, format, color=terminal.shows_color(sys.stdout)), end="")
 
 
 @app.command("report")
@@ -462,12 +483,12 @@ def bless(
 
     Example: bench bless --preset cpu --reason "first measurement"
     """
-    from benchmark import compare
+    from benchmark import checkout, compare
     from benchmark.rows import Settings, reference_path
     from benchmark.tables import RESULTS
 
     preset = _preset(preset)
-    if compare.tree_is_dirty(registry.ROOT):
+    if checkout.is_dirty(registry.ROOT):
         raise UserError(f"{registry.ROOT} has uncommitted changes: commit first, so that the rows name their code")
     fresh = Settings(preset=preset, runs=runs).rows()
     changes = compare.bless(fresh, reference_path(preset), reason, RESULTS / "LOG.md", drop_missing)
@@ -487,7 +508,7 @@ def readme(check: Annotated[bool, typer.Option("--check", help="Only say whether
     stale = 0
     for page, blocks in page_blocks().items():
         path = registry.ROOT / page
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         after = fill_blocks(before, blocks)
         stale += before != after
         if check:

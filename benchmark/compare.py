@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,17 +167,6 @@ def bless(fresh: DataFrame, reference_path: Path, reason: str, log_path: Path, d
         write_atomic(log_path, log)
         raise
     return changes
-
-
-def tree_is_dirty(root: Path) -> bool:
-    """True where the checkout at `root` has changes or new files that no commit holds. Raises UserError without git."""
-    command = ["git", "-C", str(root), "status", "--porcelain"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        why = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-        raise UserError(f"cannot tell whether {root} is committed ({why}): run this in a git checkout") from error
-    return bool(done.stdout.strip())
 
 
 def moderated_t(

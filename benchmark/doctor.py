@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark import compare, records, registry, tables
+from benchmark import checkout, records, registry, tables
 from benchmark.api import UserError
 from benchmark.config import PRESETS, default_preset
+from benchmark.files import lock
 from benchmark.rows import reference_path
 from benchmark.summary import load_paper
 
@@ -164,7 +165,7 @@ def _requirements() -> dict[str, list[str]]:
     """Extra -> packages, from the checkout's pyproject.toml or else from what pip has recorded."""
     file = registry.ROOT / "pyproject.toml"
     if file.exists():
-        groups = tomllib.loads(file.read_text())["project"]["optional-dependencies"]
+        groups = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     else:
         groups = {}
         for line in metadata.requires("muni-bench") or []:
@@ -238,6 +239,7 @@ def _runs(runs: Path) -> Iterator[Finding]:
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"\0" * 65536)
+            lock(file.fileno(), runs.absolute(), "--runs")
     except OSError as error:
         yield Finding("problem", f"{runs.absolute()} cannot be written ({error.strerror})", "name another with --runs")
         return
@@ -253,17 +255,18 @@ def _runs(runs: Path) -> Iterator[Finding]:
 
 
 def _git() -> Iterator[Finding]:
-    from benchmark.runner import commit
-
-    found = commit()
-    if not found:
+    if why := checkout.no_commit(registry.ROOT):
         yield Finding(
             "missing",
-            f"git commit of {registry.ROOT}; blocks bench bless, and rows will not name their code",
-            "work in a git checkout",
+            f"git commit: {why}; blocks bench bless, and rows will not name their code",
+            "work in a git checkout of the suite",
         )
         return
-    changed = ", with uncommitted changes: bench bless refuses them" if compare.tree_is_dirty(registry.ROOT) else ""
+    found = checkout.commit()
+    of_git = (registry.ROOT / ".git").exists()
+    changed = (
+        ", with uncommitted changes: bench bless refuses them" if of_git and checkout.is_dirty(registry.ROOT) else ""
+    )
     yield Finding("ok", f"git commit {found.rstrip('+')}{changed}")
 
 

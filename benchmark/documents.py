@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from benchmark import registry, rows, tune
 from benchmark.api import TASKS, UserError
 from benchmark.claims import claims_about, render_claims, verdicts_of
+from benchmark.files import files_in
 from benchmark.formats import render
 from benchmark.page import page_of
 from benchmark.strict import read_toml
@@ -72,7 +73,7 @@ def _external_models() -> str:
     """Markdown of what the external models can generate."""
     folder = registry.ROOT / "baselines" / "runners"
     lines = []
-    for path in sorted(folder.glob("*.toml")):
+    for path in files_in(folder, ".toml"):
         known = read_toml(path)
         refused = known.get("refused", {})
         tasks = [task for task in TASKS if task not in refused]

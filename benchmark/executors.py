@@ -231,7 +231,7 @@ def _going_on(run: Run, folder: Path) -> bool:
 
 def _record(run: Run) -> Job | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Job(**json.loads((run.directory / RECORD).read_text()))
+        return Job(**json.loads((run.directory / RECORD).read_text(encoding="utf-8")))
     return None
 
 
@@ -273,7 +273,7 @@ def _command_line(number: str) -> str:
     """Of a process; empty where there is none. Raises UserError where this machine cannot say."""
     if (PROCESSES / "self").exists():
         with contextlib.suppress(OSError):
-            return (PROCESSES / number / "cmdline").read_text(errors="replace")
+            return (PROCESSES / number / "cmdline").read_text(encoding="utf-8", errors="replace")
         return ""
     try:
         shown = subprocess.run(["ps", "-ww", "-o", "args=", "-p", number], capture_output=True, text=True)

@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmark.terminal import shows_color
+
 Report = Callable[[str, float, float, str], None]  # what, done, of, detail
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
     """A bar with the time left on a terminal; elsewhere a line at each tenth of the way."""
+    if not shows_color(sys.stderr):
+        yield _tenths
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _tenths
-        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import math
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.api import UserError
-from benchmark.files import replacing, write_atomic, write_file
+from benchmark.files import lock, replacing, write_atomic, write_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -216,9 +215,9 @@ def write_sorted(path: Path, frame: DataFrame) -> None:
 def _locked(path: Path) -> Iterator[int]:
     """A descriptor of the file at `path`, alone among those who ask here; the file is made where there is none."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, path, "--runs")
             if _is_at(descriptor, path):
                 yield descriptor
                 return

@@ -21,6 +21,7 @@ from typing import Any
 from benchmark import api
 from benchmark.api import Card, UserError
 from benchmark.config import nearest
+from benchmark.files import files_in
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 FOLDERS = {
@@ -38,8 +39,8 @@ def index(kind: str) -> dict[str, Path]:
     """Name -> file of every plug-in of a kind. Raises UserError where two files share one name."""
     found: dict[str, Path] = {}
     for folder in FOLDERS[kind]:
-        for path in sorted((ROOT / folder).glob("*.py")):
-            if "\nCARD" not in path.read_text():
+        for path in files_in(ROOT / folder, ".py"):
+            if "\nCARD" not in path.read_text(encoding="utf-8"):
                 continue  # a support module
             if path.stem in found:
                 raise UserError(f"two files register the {kind} {path.stem!r}: {found[path.stem]} and {path}")
@@ -127,7 +128,7 @@ def _attributes(name: str, card: Any, switches: list[str]) -> Mapping[str, Any]:
 def read_card(path: Path) -> Card:
     """Evaluate the literal `CARD = ...Card(...)` of a file. Raises UserError when there is none, or it is computed."""
     try:
-        tree = ast.parse(path.read_text(), filename=str(path))
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
     except ValueError as error:  # of bytes that are no UTF-8, or hold a null
@@ -190,7 +191,7 @@ def sources(path: Path, with_card: bool = True) -> str:
         current = waiting.pop()
         if current in seen:
             continue
-        tree = ast.parse(current.read_text())
+        tree = ast.parse(current.read_text(encoding="utf-8"))
         waiting += _imports(tree)
         if current == path and not with_card:
             tree.body = [node for node in tree.body if not _assigns(node, "CARD")]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,19 +18,19 @@ from typing import Any
 import torch
 
 from baselines import external
-from benchmark import records, registry
+from benchmark import checkout, records, registry
 from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError, one_line
 from benchmark.config import SCORING_FIELDS, Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
-from benchmark.files import write_file
+from benchmark.files import is_temporary, lock, write_file
 from benchmark.processes import here
 from benchmark.progress import Report
 from benchmark.records import Record
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
-from benchmark.train import CHECKPOINT, Diverged, Progress, Trainer, carry_on, load_average
+from benchmark.train import CHECKPOINT, LOG, Diverged, Progress, Trainer, carry_on, load_average
 
 _THREADS = torch.get_num_threads()
 # The core's files that a trained weight depends on, and those that a score depends on besides.
@@ -198,7 +195,7 @@ def train_only(run: Run, device: str, report: Report) -> tuple[Any, Any, Progres
 def machine(device: str) -> dict[str, Any]:
     """What a result says of where it was computed."""
     several = f"{here().count} x " if here().count > 1 else ""
-    return {"commit": commit(), "torch": torch.__version__, "device": several + device_name(device)}
+    return {"commit": checkout.commit(), "torch": torch.__version__, "device": several + device_name(device)}
 
 
 def build(run: Run, data: Any, device: str) -> Any:
@@ -460,24 +457,32 @@ def _identity(data: Any) -> str:
 def _described(path: Path) -> Mapping[str, Any]:
     """What a config.json says; nothing where it is damaged or lacking: the next command writes it anew."""
     with contextlib.suppress(OSError, ValueError):
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(facts, dict):
             return facts
     return {}
 
 
 def _forget(run: Run, everything: bool) -> None:
-    """Remove the temporary files that a killed process left, or everything but the lock, rows included."""
+    """Remove the temporary files that a killed process left, or everything that is ours but the lock, rows included.
+
+    What others put there stays: a notebook's checkpoints, a file browser's notes, `lost+found`.
+    """
     if everything:
         records.drop(run.results, run.run_id)
-    for path in run.directory.iterdir():
-        if path.is_dir() and everything:
-            shutil.rmtree(path)
-        elif path.name.startswith(".") or (everything and path.name != _LOCK):
-            path.unlink()
+    try:
+        for path in run.directory.iterdir():
+            if everything and path.name in _OURS and path.is_dir():
+                shutil.rmtree(path)
+            elif is_temporary(path) or (everything and path.name in _OURS):
+                path.unlink()
+    except OSError as error:
+        raise UserError(_unwritable(run.directory, error)) from None
 
 
 _LOCK = "lock"
+# What `--fresh` removes from a run's directory: all that is written there, by `bench tune` and `bench sample`, too.
+_OURS = (CHECKPOINT, LOG, "config.json", "job.json", "generated", "validation", "samples")
 
 
 @contextlib.contextmanager
@@ -490,7 +495,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
         raise UserError(_unwritable(directory, error)) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), Path(file.name), "--runs", wait=False)
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working on this run: wait for it, or stop it") from None
         try:
@@ -510,9 +515,9 @@ def _unwritable(directory: Path, error: OSError) -> str:
 
 def holder(directory: Path) -> str:
     """The number of the process that works in a run directory; empty where none does."""
-    with contextlib.suppress(FileNotFoundError), (directory / _LOCK).open() as file:
+    with contextlib.suppress(OSError), (directory / _LOCK).open(encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(file.fileno(), directory / _LOCK, "--runs", wait=False, shared=True)
         except BlockingIOError:
             return file.read() or "unknown"
     return ""
@@ -551,32 +556,13 @@ def _forget_peak_memory(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+            Path("/proc/self/clear_refs").write_bytes(b"5")  # Linux: resets VmHWM
 
 
 def _peak_memory_mb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return float(status.partition("VmHWM:")[2].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-@functools.cache
-def commit() -> str:
-    """The checkout's commit, with a + when it has changes; empty outside a checkout. As it was when first asked."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(registry.ROOT), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            start_new_session=True,  # Ctrl-C is for us: it would leave the row without its commit
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""

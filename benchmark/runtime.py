@@ -92,7 +92,7 @@ def device_name(device: str) -> str:
 def _processor() -> str:
     """The processor's model, where the system says; machines of one name and vector width compute alike."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return f"{platform.machine()} CPU"

@@ -94,11 +94,11 @@ class Samples:
 
     def _read_lines(self, read_only: bool) -> list[dict[str, Any]]:
         try:
-            about = json.loads((self.folder / ABOUT).read_text())
+            about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
             if read_only:  # a reader need not know all that they are a function of
                 about = {name: about[name] for name in self.about if name in about}
             if about == self.about:
-                return [json.loads(line) for line in (self.folder / MANIFEST).read_text().splitlines()]
+                return [json.loads(line) for line in (self.folder / MANIFEST).read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError):
             pass
         return []

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmark.api import TASKS, Cell, UserError, cells
 from benchmark.config import PRESETS, nearest
+from benchmark.files import files_in
 from benchmark.registry import stem
 from benchmark.strict import checked, known_name, read_toml
 
@@ -155,7 +156,7 @@ def job_of(method: str, dataset: str, preset: str, seed: int, pairs: Iterable[tu
 
 def table_files(folder: Path | None = None) -> dict[str, Path]:
     """Name -> file of every table in a folder; of the suite's own where none is given."""
-    return {path.stem: path for path in sorted((folder or RESULTS / "tables").glob("*.toml"))}
+    return {path.stem: path for path in files_in(folder or RESULTS / "tables", ".toml")}
 
 
 def load_table(source: str | Path, metrics: Collection[str], preset: str = "paper") -> Table:

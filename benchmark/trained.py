@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import inspect
 import json
@@ -25,8 +24,8 @@ from safetensors.torch import save
 from torch import nn
 
 from benchmark import registry
-from benchmark.api import one_line
-from benchmark.files import cache_folder, write_atomic
+from benchmark.api import UserError, one_line
+from benchmark.files import CACHE, cache_folder, lock, write_atomic
 
 Say = Callable[[str], None]
 
@@ -114,12 +113,13 @@ def _alone(path: Path) -> Iterator[None]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = os.open(path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o666)
     except OSError:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(UserError):  # without locks two may train the same: the last file stays
+            lock(descriptor, path, CACHE)
         yield
     finally:
-        os.close(lock)
+        os.close(descriptor)

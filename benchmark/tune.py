@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
-import fcntl
 import io
 import itertools
 import math
@@ -23,7 +22,7 @@ from benchmark import registry, runner
 from benchmark.api import Cell, UserError, cells
 from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
-from benchmark.files import write_file
+from benchmark.files import files_in, lock, write_file
 from benchmark.progress import Report
 from benchmark.strict import known_name, read_toml
 from benchmark.tables import RESULTS, job_of
@@ -95,7 +94,7 @@ class Search:
 
 def load_search(name: str, folder: Path = RESULTS) -> Search:
     """The search of a name. Raises UserError for an unknown name and for a broken file."""
-    known = [path.stem for path in folder.glob("*.toml") if {"grid", "changes"} & read_toml(path).keys()]
+    known = [path.stem for path in files_in(folder, ".toml") if {"grid", "changes"} & read_toml(path).keys()]
     known_name(name, known, "search", str(folder))
     path = folder / f"{name}.toml"
     content = read_toml(path)
@@ -141,8 +140,8 @@ def tune(
         done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
             done = [_trial(run, search, " ".join(point), device, report)]
-            with (runs / "tuning.lock").open("a") as lock:  # two searches may share the file
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with (path := runs / "tuning.lock").open("ab") as file:  # two searches may share the file
+                lock(file.fileno(), path, "--runs")
                 _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])
         yield done[0]
 
@@ -262,7 +261,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a search. Raises UserError for a file of other columns."""
     if not path.exists():
         return []
-    lines = list(csv.DictReader(io.StringIO(path.read_text())))
+    lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     if lines and tuple(lines[0]) != COLUMNS:
         raise UserError(f"{path}: not the trials of a search: its columns are {', '.join(lines[0])}")
     return lines

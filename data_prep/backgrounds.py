@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmark.api import UserError
+from benchmark.files import files_in
 from data_prep.places import INSTALL, SETTING, data_folder, packaged
 
 # File -> md5 of its pixels, in the order of the views. All are free of copyright; sources in
@@ -46,7 +47,7 @@ def own(count: int, least: int) -> list[np.ndarray]:
         raise UserError(f"{SETTING} is not set: set it to a folder in which backgrounds/ holds {count} pictures")
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: make it and put {count} pictures there, or set {SETTING} to another")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in files_in(folder, "") if path.suffix.lower() in SUFFIXES]
     if len(paths) < count:
         raise UserError(f"{folder} holds {len(paths)} of {count} pictures ({', '.join(SUFFIXES)}): put more there")
     found = []

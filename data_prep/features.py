@@ -12,8 +12,6 @@ the manifest by its reason.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -29,7 +27,7 @@ from torch import Tensor
 
 from benchmark.api import UserError, one_line
 from benchmark.config import digest
-from benchmark.files import cache_folder, write_atomic
+from benchmark.files import alone_in, cache_folder, write_atomic
 from benchmark.trained import Say, to_stderr
 
 SHARD, BATCH = 4096, 256  # items per file, and per call of the encoder
@@ -115,7 +113,7 @@ def extract(
     folder = cache_folder() / "features" / f"{name}-{digest(facts)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, say):
+        with alone_in(folder, lambda: say(f"{folder}: another process extracts these features: waiting for it")):
             shards = _whole_shards(folder, facts, say)
             todo = [first for first in range(0, count, shard) if first not in shards]
             if todo:
@@ -343,21 +341,6 @@ class _Clock:
                 f"features of {self._name}: {self._done:,} of {self._items:,} items, "
                 f"{100 * self._done // self._items} %, {left:.0f} s left"
             )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """One process extracts, and those that wait find its shards."""
-    lock = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder}: another process extracts these features: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _datasets() -> Any:

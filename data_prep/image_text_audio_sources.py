@@ -293,7 +293,7 @@ def coco(annotations: str, pictures: str, rows: int) -> Reader:
         path = folder / annotations
         if not path.is_file():
             return manifest(("text", "image"))(folder)
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         captions: dict[int, list[str]] = {}
         for annotation in sorted(content["annotations"], key=lambda each: each["id"]):
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -531,7 +531,7 @@ def _changes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        changes = tomllib.loads(path.read_text())
+        changes = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     names = {source.name for source in SOURCES}

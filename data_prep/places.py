@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 from benchmark.api import UserError
+from benchmark.files import folder_named
 
 SETTING = "MUNI_BENCH_DATA"
 INSTALL = "pip install 'muni-bench[polymnist]'"
@@ -14,7 +14,8 @@ INSTALL = "pip install 'muni-bench[polymnist]'"
 
 def data_folder(name: str) -> Path | None:
     """A folder inside the user's data folder, there or not; None where the environment names no data folder."""
-    return Path(os.environ[SETTING]) / name if os.environ.get(SETTING) else None
+    folder = folder_named(SETTING)
+    return None if folder is None else folder / name
 
 
 def packaged(package: str, path: str, distribution: str) -> Path:

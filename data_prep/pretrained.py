@@ -33,7 +33,7 @@ from torch.nn import functional
 from benchmark import trained
 from benchmark.api import UserError, one_line
 from benchmark.config import digest, nearest
-from benchmark.files import cache_folder
+from benchmark.files import cache_folder, expanded, folder_named
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
 from data_prep.sounds import resampled, without_silent_end
@@ -58,9 +58,9 @@ class Models:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        chosen = folder or (Path(os.environ[SETTING]) if os.environ.get(SETTING) else None)
+        chosen = folder or folder_named(SETTING)
         self.folder = chosen
-        self.entries: dict[str, dict[str, Any]] = tomllib.loads(DEFAULTS.read_text())
+        self.entries: dict[str, dict[str, Any]] = tomllib.loads(DEFAULTS.read_text(encoding="utf-8"))
         self._loaded: dict[tuple[str, str], Any] = {}
         self._records: dict[str, dict[str, Any]] = {}
         if chosen is not None:
@@ -68,7 +68,7 @@ class Models:
 
     def _change(self, path: Path) -> None:
         try:
-            changes = tomllib.loads(path.read_text())
+            changes = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}): write it, or set {SETTING} to a folder that has one"
@@ -104,7 +104,7 @@ class Models:
         return _snapshot(role, entry)
 
     def _below(self, name: str) -> Path:
-        return (self.folder or Path()) / Path(name).expanduser()
+        return (self.folder or Path()) / expanded(Path(name))
 
     def record(self, role: str) -> dict[str, Any]:
         """What a result says of a role's model: its id and commit, or a checksum of its folder; and how it is used."""
@@ -301,7 +301,7 @@ def _prepared(folder: Path) -> dict[str, Any]:
     """How a model wants pictures or sounds prepared: the values of preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
 
@@ -508,7 +508,7 @@ class SentenceEncoder:
         self._tokenizer = _tokenizer(folder, self._network.config.vocab_size)
         self._dense: list[tuple[Tensor, Tensor | None]] = []
         self._normalised = False
-        for module in json.loads((folder / "modules.json").read_text())[1:]:
+        for module in json.loads((folder / "modules.json").read_text(encoding="utf-8"))[1:]:
             self._add(module["type"].rpartition(".")[2], folder / module["path"])
         self.size: int = self._dense[-1][0].shape[0] if self._dense else self._network.config.hidden_size
 
@@ -516,7 +516,7 @@ class SentenceEncoder:
         if kind == "Normalize":
             self._normalised = True
             return
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if kind == "Pooling":
             if config.get("pooling_mode", "mean") != "mean" or not config.get("pooling_mode_mean_tokens", True):
                 raise ValueError("it pools otherwise than by the mean over tokens")

@@ -177,7 +177,7 @@ def _save(model: Any, folder: Path) -> None:
 
 def _json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _gemma_config(vocabulary: int, **more: Any) -> Any:

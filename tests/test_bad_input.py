@@ -275,6 +275,30 @@ def test_a_full_disk_while_a_run_is_saved(whole: Path, runs: Path) -> None:
     assert logs[0] == logs[1]
 
 
+def test_what_others_leave_in_a_run_is_let_alone(trained: Path) -> None:
+    folder = checkpoint_of(trained).parent
+    strays = [".ipynb_checkpoints/a.json", "lost+found/b", "__pycache__/c"]
+    for name in strays:
+        (folder / name).parent.mkdir()
+        (folder / name).touch()
+    for name in (".DS_Store", "._config.json", ".config.json.0a1b2c3d"):
+        (folder / name).touch()
+    for place in (trained, folder.parent, folder.parents[1]):
+        (place / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    for more in ((), ("--fresh",)):
+        assert run(trained, *more).status == 0
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert there == {
+        *strays,
+        ".DS_Store",
+        "._config.json",
+        "checkpoint.safetensors",
+        "config.json",
+        "lock",
+        "train.jsonl",
+    }
+
+
 def test_two_runs_in_one_directory(trained: Path) -> None:
     with checkpoint_of(trained).with_name("lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -20,7 +20,20 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmark import api, claims, cli, compare, config, doctor, formats, records, registry, rows, runner, tables
+from benchmark import (
+    api,
+    checkout,
+    claims,
+    cli,
+    config,
+    doctor,
+    formats,
+    records,
+    registry,
+    rows,
+    runner,
+    tables,
+)
 from tests import ROOT
 from tests.command import bench
 
@@ -600,11 +613,11 @@ def test_bless_writes_the_reference_and_why_but_only_from_committed_code(
     finished: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["bless", "-p", "smoke", "--reason", "first rows", "--runs", finished]
-    monkeypatch.setattr(compare, "tree_is_dirty", lambda root: True)
+    monkeypatch.setattr(checkout, "is_dirty", lambda root: True)
     refused = bench(*command)
     assert refused.status == 2 and "commit first" in refused.err
     assert not (results / "reference").exists()
-    monkeypatch.setattr(compare, "tree_is_dirty", lambda root: False)
+    monkeypatch.setattr(checkout, "is_dirty", lambda root: False)
     # A commit with changes is refused too: give the rows the name of a clean one.
     clean = [
         record.__class__(**vars(record) | {"commit": "0123456789"}) for record in records.read(finished / "results.csv")
@@ -725,9 +738,9 @@ def test_doctor_flags_bfloat16_that_costs_more_than_it_saves(monkeypatch: pytest
 
 
 def test_doctor_without_a_checkout_says_what_that_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "commit", lambda: "")
+    monkeypatch.setattr(checkout, "no_commit", lambda root: "the reason")
     (missing,) = found(doctor._git)
-    assert missing.mark == "missing" and "blocks bench bless" in missing.what
+    assert missing.mark == "missing" and "git commit: the reason; blocks bench bless" in missing.what
 
 
 @pytest.mark.parametrize("words", [["check", "--tolerance"], ["run", "-m", "muni", "--max-time"]])

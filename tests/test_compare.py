@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from dataclasses import replace
 
 import numpy
@@ -11,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmark.api import MetricCard, UserError
-from benchmark.compare import bless, compare, exit_code, holm, moderated_t, tree_is_dirty
+from benchmark.compare import bless, compare, exit_code, holm, moderated_t
 from benchmark.records import Record, frame_of, load, read
 from tests import ROOT
 from tests.false_alarms import leave_one_out_false_alarms
@@ -361,12 +360,3 @@ def test_what_must_not_become_a_reference_is_refused_and_nothing_written(tmp_pat
     with pytest.raises(UserError, match="full"):
         bless(moved, path, "r", log)
     assert (path.read_bytes(), log.read_bytes()) == before
-
-
-def test_a_dirty_tree_is_seen(tmp_path):
-    with pytest.raises(UserError, match="git checkout"):
-        tree_is_dirty(tmp_path)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    assert not tree_is_dirty(tmp_path)
-    (tmp_path / "new.py").write_text("")
-    assert tree_is_dirty(tmp_path)

@@ -15,7 +15,10 @@ from tests import ROOT
 # A module imports its own layer and those before it. `benchmark` itself holds the version only.
 LAYERS = (
     {"benchmark", "benchmark.api"},
-    {f"benchmark.{name}" for name in ("files", "progress", "registry", "config", "strict", "records", "compare")}
+    {
+        f"benchmark.{name}"
+        for name in ("files", "checkout", "terminal", "progress", "registry", "config", "strict", "records", "compare")
+    }
     | {f"benchmark.{name}" for name in ("tables", "summary", "page", "formats", "claims")},
     {
         "benchmark.processes",

@@ -7,7 +7,6 @@ $MUNI_BENCH_DATA, or else from Hugging Face as nvidia/mit-b0; a verifier that is
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.api import UserError
+from benchmark.files import folder_named
 
 HUB = "nvidia/mit-b0"
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that it was pretrained on
@@ -39,7 +39,7 @@ class Segformer(nn.Module):
 
     def pretrain(self) -> None:
         """Take the pretrained weights of MiT-B0, and nothing that executes. Raises UserError where there are none."""
-        own = Path(os.environ.get("MUNI_BENCH_DATA", "")) / "mit-b0"
+        own = (folder_named("MUNI_BENCH_DATA") or Path()) / "mit-b0"
         source = str(own) if own.is_dir() else HUB
         try:
             loaded = type(self.encoder).from_pretrained(source, weights_only=True)
