@@ -10,14 +10,13 @@ counts as half a success.
 from __future__ import annotations
 
 import functools
-import html
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmark import registry
+from benchmark import registry, templates
 from benchmark.api import TASKS, UserError
 from benchmark.config import nearest
 from benchmark.formats import markdown_safe, terminal_text
@@ -456,19 +455,14 @@ def render_claims(result: pd.DataFrame, format: str, color: bool = False) -> str
 
 def html_claims(result: pd.DataFrame) -> str:
     """The verdicts as an HTML table, of which the class of a verdict's cell is the verdict."""
-    safe = html.escape
-    headers = ("verdict", "claim", "claimed", "in the paper's table", "subject ÷ rival")
-    lines = ['<div class="scroll"><table class="claims">']
-    lines.append(f"<thead><tr>{''.join(f'<th>{safe(header)}</th>' for header in headers)}</tr></thead><tbody>")
+    return templates.render("claims.html.jinja", claims=list(_per_claim(result)), counts=_counts(result))
+
+
+def _per_claim(result: pd.DataFrame) -> Iterator[tuple[Mapping[str, Any], str, list[str]]]:
+    """Per claim: its first row, what is claimed, and a sentence per rival."""
     for _, group in result.groupby("claim", sort=False):
-        first = group.iloc[0]
-        rivals = "".join(f"<div>{safe(_sentence(row))}</div>" for row in group.to_dict("records"))
-        lines.append(
-            f'<tr><td class="{first["verdict"]}">{first["verdict"]}</td>'
-            f"<td>{safe(first['text'])}<small>{safe(first['source'])}</small></td><td>{safe(_claimed(first))}</td>"
-            f"<td>{first['in_paper'] or '—'}</td><td>{rivals}</td></tr>"
-        )
-    return "\n".join([*lines, "</tbody></table></div>", f"<p>{safe(_counts(result))}</p>"])
+        rows = group.to_dict("records")
+        yield rows[0], _claimed(rows[0]), list(map(_sentence, rows))
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
@@ -503,13 +497,9 @@ def _counts(result: pd.DataFrame) -> str:
 def _markdown(result: pd.DataFrame) -> str:
     safe = markdown_safe
     lines = ["| claim | claimed | verdict | in the paper's table | subject ÷ rival |", "|---|---|---|---|---|"]
-    for _, group in result.groupby("claim", sort=False):
-        first = group.iloc[0]
-        rivals = "<br>".join(safe(_sentence(row)) for row in group.to_dict("records"))
-        lines.append(
-            f"| {safe(first['text'])} | {safe(_claimed(first))} | **{first['verdict']}** | "
-            f"{first['in_paper'] or '—'} | {rivals} |"
-        )
+    for first, claimed, sentences in _per_claim(result):
+        rivals, printed = "<br>".join(map(safe, sentences)), first["in_paper"] or "—"
+        lines.append(f"| {safe(first['text'])} | {safe(claimed)} | **{first['verdict']}** | {printed} | {rivals} |")
     return "\n".join([*lines, "", _counts(result)]) + "\n"
 
 
@@ -517,12 +507,11 @@ def _terminal_parts(result: pd.DataFrame) -> Iterator[RenderableType]:
     from rich.text import Text
 
     styles = {"holds": "bold green", "fails": "bold red", "undecided": "bold yellow"}
-    for _, group in result.groupby("claim", sort=False):
-        first = group.iloc[0]
+    for first, claimed, sentences in _per_claim(result):
         line = Text(f"{first['verdict']:<10}", styles[first["verdict"]])
         line.append(f"{first['claim']}: {first['text']}", "default")
         yield line
-        yield Text(f"          claimed: {_claimed(first)}; in the paper's table: {first['in_paper'] or '—'}")
-        for row in group.to_dict("records"):
-            yield Text(f"          {_sentence(row)}")
+        yield Text(f"          claimed: {claimed}; in the paper's table: {first['in_paper'] or '—'}")
+        for sentence in sentences:
+            yield Text(f"          {sentence}")
     yield Text(_counts(result))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from benchmark import templates
 from benchmark.api import UserError
 from benchmark.config import nearest
-from benchmark.page import Entry, Page
+from benchmark.page import Page
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,9 +104,6 @@ def _parts(widths: Sequence[int], group: int, room: int) -> list[list[int]]:
     return parts
 
 
-_RAISED = "<sup>{}</sup>"  # footnote numbers in Markdown and HTML
-
-
 def _markdown(page: Page) -> str:
     safe = markdown_safe
     lines = [f"**{safe(page.title)}**", ""]
@@ -116,7 +113,7 @@ def _markdown(page: Page) -> str:
         for row in block.rows:
             name = f"*{safe(row.label)}*" if row.sanity else safe(row.label)
             texts = ((f"**{entry.text}**" if entry.best else entry.text, entry.notes) for entry in row.entries)
-            shown = (_marked(text, notes, _RAISED) for text, notes in ((name, row.notes), *texts))
+            shown = (_marked(text, notes, "<sup>{}</sup>") for text, notes in ((name, row.notes), *texts))
             lines.append(f"| {' | '.join(shown)} |")
         lines.append("")
     lines += [f"{number}. {safe(text)}" for number, text in enumerate(page.footnotes, 1)]
@@ -209,50 +206,11 @@ def _latex(page: Page) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-HTML_STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;margin:2rem;max-width:70rem}"
-    "table{border-collapse:collapse;margin:1.2rem 0;font-variant-numeric:tabular-nums}"
-    "th,td{padding:.2rem .8rem;text-align:right}th:first-child,td:first-child{text-align:left}"
-    "thead th{border-bottom:1px solid}tr.sanity{font-style:italic;opacity:.75}small{display:block}"
-    ".scroll{overflow-x:auto}"
-)
-
-
 def _html(page: Page) -> str:
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        f'<head><meta charset="utf-8"><title>{html.escape(page.title)}</title>',
-        f"<style>{HTML_STYLE}</style></head>",
-        "<body>",
-        f"<h1>{html.escape(page.title)}</h1>",
-        html_body(page),
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
+    return templates.render("table_page.html.jinja", title=page.title, page=page, links={})
 
 
-def html_body(page: Page, anchor: Callable[[str, str], str] = lambda method, column: "") -> str:
-    """The page below its title. `anchor`: of a method and a column's header, the id of the element that shows the rows
-    behind a number; empty for no link."""
-    safe = html.escape
-
-    def shown(method: str, entry: Entry) -> str:
-        text = f"<b>{safe(entry.text)}</b>" if entry.best else safe(entry.text)
-        target = anchor(method, entry.column) if entry.column else ""
-        return _marked(f'<a href="#{safe(target)}">{text}</a>' if target else text, entry.notes, _RAISED)
-
-    lines = []
-    for block in page.blocks:
-        headers = "".join(f"<th>{safe(text)}</th>" for text in (block.title, *block.headers))
-        lines += ['<div class="scroll"><table>', f"<thead><tr>{headers}</tr></thead>", "<tbody>"]
-        for row in block.rows:
-            label = _marked(safe(row.label), row.notes, _RAISED)
-            texts = [label, *(shown(row.method, entry) for entry in row.entries)]
-            kind = ' class="sanity"' if row.sanity else ""
-            lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in texts)}</tr>")
-        lines += ["</tbody>", "</table></div>"]
-    lines += [f"<small><sup>{number}</sup> {safe(text)}</small>" for number, text in enumerate(page.footnotes, 1)]
-    lines.append(f"<p>{safe(' '.join(page.caption))}</p>")
-    return "\n".join(lines)
+def html_body(page: Page, links: Mapping[tuple[str, str], str]) -> str:
+    """The page below its title. `links`: for a method and a column's header, the id of the element that shows the rows
+    behind a number."""
+    return templates.render("table.html.jinja", page=page, links=links)

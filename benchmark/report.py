@@ -7,13 +7,12 @@ forbids scripts and whatever would come from elsewhere. Equal rows and files mak
 from __future__ import annotations
 
 import base64
-import html
 import io
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +21,7 @@ from benchmark.api import TASKS, Cell, Inapplicable, UserError, cells
 from benchmark.claims import claims_about, html_claims, verdicts_of
 from benchmark.drawing import png, why_none
 from benchmark.files import write_file
-from benchmark.formats import HTML_STYLE, html_body
+from benchmark.formats import html_body
 from benchmark.page import Page, headed, page_of
 from benchmark.progress import Report
 from benchmark.records import KEY
@@ -30,6 +29,7 @@ from benchmark.rows import Settings
 from benchmark.runner import Run, things_of
 from benchmark.summary import column_rows
 from benchmark.tables import Table, load_table, table_files
+from benchmark.templates import render
 from benchmark.train import read_log
 
 if TYPE_CHECKING:
@@ -76,22 +76,31 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of a `level` (2 or 3), and the HTML below it; `short`: the heading in the contents."""
+    """A heading of a `level` (2 or 3) and the HTML below it, as `render` returns it, or why it is `refused`; `short`:
+    the heading in the contents."""
 
     level: int
     title: str
-    body: str
+    body: str = ""
     short: str = ""
+    refused: str = ""
 
 
-@dataclass
-class Rows:
-    """Result rows by the number that they are behind; `anchor` names the place on the page where they stand."""
+class Group(NamedTuple):
+    """Result rows under a heading; `anchor` is the id of their place on the page, if numbers link to it."""
 
-    groups: dict[tuple[str, str], tuple[str, str, list[dict[str, Any]]]] = field(default_factory=dict)
+    heading: str
+    rows: Sequence[Mapping[str, Any]]
+    anchor: str = ""
 
-    def anchor(self, method: str, column: str) -> str:
-        return self.groups[method, column][0] if (method, column) in self.groups else ""
+
+class Sample(NamedTuple):
+    """What is shown under a title: the address of a `picture`, a table of `things`, or why it is `refused`."""
+
+    title: str
+    picture: str = ""
+    things: str = ""
+    refused: str = ""
 
 
 def chapter_of(settings: Settings) -> Chapter:
@@ -149,7 +158,9 @@ def write_report(
     """
     sections = [section for chapter in chapters for section in _sections(chapter, samples, device, report)]
     report("report", 1, 1, str(out))
-    content = _document(title, chapters, sections).encode("utf-8", "backslashreplace")
+    rows, presets = sum(len(chapter.rows) for chapter in chapters), [chapter.preset for chapter in chapters]
+    page = render("report.html.jinja", title=title, sections=sections, rows=rows, presets=presets)
+    content = page.encode("utf-8", "backslashreplace")
     write_file(out, content, "name another file with --out")
     return len(content)
 
@@ -165,16 +176,17 @@ def _sections(chapter: Chapter, samples: bool, device: str, report: Report) -> I
     say(0, "tables")
     for shown in chapter.tables:
         if shown.page is None:
-            yield Section(3, shown.table.title, f'<p class="refused">{html.escape(shown.refused)}</p>')
+            yield Section(3, shown.table.title, refused=shown.refused)
             continue
         rows = _rows_behind(chapter, shown.table, names)
-        seen |= {_key(row) for _, _, group in rows.groups.values() for row in group}
-        yield Section(3, shown.page.title, html_body(shown.page, rows.anchor), shown.table.title)
-        behind.append((shown.table.title, rows))
+        seen |= {_key(row) for group in rows.values() for row in group.rows}
+        links = {number: group.anchor for number, group in rows.items()}
+        yield Section(3, shown.page.title, html_body(shown.page, links), shown.table.title)
+        behind.append((shown.table.title, list(rows.values())))
     say(1, "plots")
     yield from _plots(chapter, looks)
     if isinstance(chapter.claims, str):
-        yield Section(3, "Claims", f'<p class="refused">{html.escape(chapter.claims)}</p>')
+        yield Section(3, "Claims", refused=chapter.claims)
     elif len(chapter.claims):
         yield Section(3, "Claims", html_claims(chapter.claims))
     say(2, "training curves")
@@ -228,96 +240,29 @@ def _facts(chapter: Chapter) -> str:
     ):
         values = sorted(set(rows[column]))
         facts[term] = (", " if column != "device" else "; ").join(str(value) for value in values if value != "")
-    terms = "".join(f"<dt>{term}</dt><dd>{html.escape(text)}</dd>" for term, text in facts.items() if text)
-    return f"<dl>{terms}</dl>"
+    return render("report_facts.html.jinja", facts=facts)
 
 
-def _rows_behind(chapter: Chapter, table: Table, names: Iterator[int]) -> Rows:
-    """The rows of each of a table's numbers, with an id of their own."""
+def _rows_behind(chapter: Chapter, table: Table, names: Iterator[int]) -> dict[tuple[str, str], Group]:
+    """(method, header of a column) -> the rows of each of a table's numbers, with an id of their own."""
     modalities = registry.card("dataset", table.dataset).modalities
-    found = Rows()
+    found = {}
     for column in table.columns:
         wanted = column.cells(table.dataset, modalities)
         rows = column_rows(chapter.rows, chapter.preset, wanted, column.metric, table.rows)
         for method in table.rows:
             if own := [row for row in rows if row["method"] == method]:
                 heading = f"{registry.label(method)}, {column.header}: {column.metric}"
-                found.groups[method, column.header] = f"rows-{chapter.preset}-{next(names)}", heading, own
+                found[method, column.header] = Group(heading, own, f"rows-{chapter.preset}-{next(names)}")
     return found
 
 
-_ROW_HEADERS = (
-    "cell",
-    "seed",
-    "value",
-    "stderr",
-    "n",
-    "run",
-    "commit",
-    "torch",
-    "device",
-    "protocol",
-    "precision",
-    "versions",
-    "training, s",
-)
-
-
-def _rows_page(tables: Sequence[tuple[str, Rows]], others: Sequence[Mapping[str, Any]]) -> str:
-    parts = [
-        "<p>A number of a table is a link to its rows here. Versions are those of the method, the dataset and the "
-        "metric; rows are compared only where dataset, protocol, precision and versions agree.</p>"
-    ]
-    for title, rows in tables:
-        groups = [(f' id="{name}"', heading, group) for name, heading, group in rows.groups.values()]
-        parts.append(_rows_table(title, groups))
+def _rows_page(tables: Sequence[tuple[str, Sequence[Group]]], others: Sequence[Mapping[str, Any]]) -> str:
     by_number: dict[str, list[Mapping[str, Any]]] = {}
     for row in others:
         by_number.setdefault(f"{row['dataset']}: {registry.label(row['method'])}, {row['metric']}", []).append(row)
-    if by_number:
-        parts.append(_rows_table("rows of no table", [("", heading, group) for heading, group in by_number.items()]))
-    return "\n".join(parts)
-
-
-def _rows_table(title: str, groups: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> str:
-    heads = "".join(f"<th>{header}</th>" for header in _ROW_HEADERS)
-    count = sum(len(rows) for _, _, rows in groups)
-    lines = [
-        f"<details><summary>{html.escape(title)} ({count} rows)</summary>",
-        f'<div class="scroll"><table class="rows"><thead><tr>{heads}</tr></thead>',
-    ]
-    for name, heading, rows in groups:
-        lines.append(
-            f'<tbody{name}><tr><th colspan="{len(_ROW_HEADERS)}" scope="rowgroup">{html.escape(heading)}</th></tr>'
-        )
-        lines += [
-            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in _row_texts(row)) + "</tr>" for row in rows
-        ]
-        lines.append("</tbody>")
-    return "\n".join([*lines, "</table></div></details>"])
-
-
-def _row_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """As _ROW_HEADERS; the value at full precision, or the reason why there is none."""
-    return (
-        f"{row['given'] or 'nothing'} → {row['want']}",
-        str(row["seed"]),
-        repr(float(row["value"])) if row["status"] == "ok" else row["status"],
-        _shown(row["stderr"], "{:.3g}"),
-        str(row["n"]),
-        row["run_id"],
-        row["commit"],
-        row["torch"],
-        row["device"],
-        row["protocol"],
-        row["precision"],
-        f"{row['method_version']}, {row['dataset_version']}, {row['metric_version']}",
-        _shown(row["train_seconds"], "{:.1f}"),
-    )
-
-
-def _shown(value: float, pattern: str) -> str:
-    return "" if math.isnan(value) else pattern.format(value)
+    rest = [("rows of no table", list(itertools.starmap(Group, by_number.items())))] if by_number else []
+    return render("report_rows.html.jinja", tables=[*tables, *rest])
 
 
 # ---------------------------------------------------------------------------------------------- the plots
@@ -349,14 +294,13 @@ def _points(shown: Shown, x: str, y: str) -> dict[str, tuple[Mapping[str, Any], 
 
 def _plot(name: str, draw: Callable[..., Figure], note: str, *arguments: Any) -> str:
     """A drawing with a note below it, or one line where matplotlib is not there."""
-    if reason := why_none():
-        return f"<p>No plot: {html.escape(reason)}</p>"
+    if missing := why_none():
+        return render("report_plot.html.jinja", missing=missing)
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
-        return (
-            f'<figure class="plot">{_svg(draw(*arguments), name)}<figcaption>{html.escape(note)}</figcaption></figure>'
-        )
+        drawing = _svg(draw(*arguments), name)
+    return render("report_plot.html.jinja", missing="", name=name, drawing=drawing, note=note)
 
 
 def _svg(figure: Figure, name: str) -> str:
@@ -368,8 +312,7 @@ def _svg(figure: Figure, name: str) -> str:
     for colour, own in PAGE_COLOURS.items():
         drawn = drawn.replace(colour, own)
     prefix = re.sub(r"\W+", "-", name)  # ids such as figure_1 are in every drawing
-    drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", drawn)
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" ', 1)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", drawn)
 
 
 def _scatter(shown: Shown, x: str, y: str, looks: Mapping[str, Look]) -> Figure:
@@ -512,21 +455,21 @@ def _samples(runs: Sequence[Run], device: str, report: Report) -> Iterator[Secti
             continue
         things = hasattr(registry.load("dataset", dataset), "render")
         body = _things(own, device, report) if things else _pictures(own, device, report)
-        yield Section(3, f"Samples of {own[0].dataset_card.label}", "\n".join(body))
+        yield Section(3, f"Samples of {own[0].dataset_card.label}", body)
 
 
-def _things(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
+def _things(runs: Sequence[Run], device: str, report: Report) -> str:
     """A table per direction of the pictures, sounds and sentences that scoring left on the disk."""
-    first, data = runs[0], None
+    first, data, refused = runs[0], None, ""
     report("originals", 0, 1, registry.stem(first.job.dataset))
     try:
         data = registry.load("dataset", first.job.dataset)(first.config, device)
     except UserError as reason:
-        yield f'<p class="refused">Without the real ones: {html.escape(str(reason))}</p>'
+        refused = f"Without the real ones: {reason}"
     report("originals", 1, 1, registry.stem(first.job.dataset))
     name, modalities = registry.stem(first.job.dataset), first.dataset_card.modalities
     directions = [cell for task in ("uncond", *TASKS[:-1]) for cell in cells(name, modalities, task)]
-    none = True
+    samples = []
     for cell in directions:
         kept = [(run, things_of(run, cell, read_only=True)) for run in runs]
         rows = min((len(each) for _, each in kept if len(each)), default=0)
@@ -543,11 +486,9 @@ def _things(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
         if data is not None:
             rate = rate or data.sample_rate
         table = sheets.table_of([*real, *made], rate, _data_uri)
-        yield f"<details{' open' * none}><summary>{html.escape(cell.question)}</summary>"
-        yield f'<div class="scroll things">{table}</div></details>'
-        none = False
-    if none:
-        yield "<p>Nothing that was generated is kept here: bench sheets generates some.</p>"
+        samples.append(Sample(cell.question, things=table))
+    note = "" if samples else "Nothing that was generated is kept here: bench sheets generates some."
+    return render("report_samples.html.jinja", refused=refused, note=note, samples=samples)
 
 
 def _data_uri(name: str, content: bytes) -> str:
@@ -555,91 +496,24 @@ def _data_uri(name: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _pictures(runs: Sequence[Run], device: str, report: Report) -> Iterator[str]:
+def _pictures(runs: Sequence[Run], device: str, report: Report) -> str:
     """A picture per method of what it generates from nothing."""
-    if reason := why_none():
-        yield f"<p>No pictures: {html.escape(reason)}</p>"
-        return
+    samples: list[Sample] = []
+    if missing := why_none():
+        return render("report_samples.html.jinja", refused="", note=f"No pictures: {missing}", samples=samples)
     for number, run in enumerate(runs):
         report(f"samples of {registry.stem(run.job.dataset)}", number, len(runs), registry.stem(run.job.method))
         try:
             picture = show.sampled_picture(run, (), None, device)
         except (UserError, Inapplicable) as reason:
-            yield f'<p class="refused">{html.escape(f"{run.method_card.label}: {reason}")}</p>'
+            samples.append(Sample(run.method_card.label, refused=str(reason)))
             continue
         if picture is not None:
             about = f"{run.method_card.label}, seed {run.job.seed}: {_from_nothing(run)}"
-            source = _data_uri("picture.png", png(picture, SAMPLES_DPI))
-            yield f"<details{' open' * (not number)}><summary>{html.escape(about)}</summary>"
-            yield f'<img src="{source}" alt="{html.escape(about)}"></details>'
+            samples.append(Sample(about, picture=_data_uri("picture.png", png(picture, SAMPLES_DPI))))
     report(f"samples of {registry.stem(runs[0].job.dataset)}", 1, 1, "done")
+    return render("report_samples.html.jinja", refused="", note="", samples=samples)
 
 
 def _from_nothing(run: Run) -> str:
     return Cell(registry.stem(run.job.dataset), (), run.dataset_card.modalities).question
-
-
-# ---------------------------------------------------------------------------------------------- the page
-
-_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1f1f1e;--paper:#fff;--quiet:#6b6a66;--line:#d9d8d2;--mark:#fff3c4;--link:#1f5f9e;
---holds:#1a7a46;--fails:#b3261e;--undecided:#8a5a00}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e6e1;--paper:#171716;--quiet:#a3a19a;--line:#3d3c39;--mark:#4a3f12;
---link:#8ab8ea;--holds:#6fcf97;--fails:#f28b82;--undecided:#f2c14e}}
-body{margin:0 auto;padding:1.5rem;max-width:82rem;color:var(--ink);background:var(--paper)}
-h1{font-size:1.7rem;margin:.2rem 0}h2{margin:3rem 0 .6rem;border-bottom:2px solid var(--line);padding-bottom:.3rem}
-h3{margin:2.4rem 0 .4rem;font-size:1.1rem}p,small,dd{max-width:62rem}small{color:var(--quiet);margin:.15rem 0}
-a{color:var(--link)}td a{color:inherit;text-decoration:underline dotted var(--quiet)}
-td a:hover{text-decoration:underline}
-nav ul{columns:15rem;padding-left:0;margin:1rem 0;list-style:none}
-nav li{break-inside:avoid}nav li.deep{padding-left:1.2rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem}
-dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
-td,th{white-space:nowrap}thead th{border-color:var(--line);vertical-align:bottom}
-.scroll td:first-child,.scroll thead th:first-child{position:sticky;left:0;background:var(--paper)}
-tr.sanity{opacity:1}tr.sanity td{color:var(--quiet)}
-.claims td,.claims th,.things td,.things th,.rows td,.rows tbody th{text-align:left}
-.claims td,.things td{white-space:normal;vertical-align:top}.claims td{border-bottom:1px solid var(--line)}
-.claims td:nth-child(2){min-width:15rem}.claims td:last-child{min-width:31rem;font-size:.9em}
-.claims td:first-child{font-weight:600}.holds{color:var(--holds)}.fails{color:var(--fails)}
-.undecided,.refused{color:var(--undecided)}
-figure{margin:1rem 0}figcaption{color:var(--quiet);font-size:.9em;max-width:62rem}
-.plot svg{max-width:100%;height:auto}img{max-width:100%;height:auto;border-radius:4px}
-.things td{max-width:15em}.things img{width:96px;max-width:none;image-rendering:pixelated}
-.things audio{width:14em;height:2.2rem}
-details{margin:.6rem 0}summary{cursor:pointer}.rows{font-size:.85em}.rows tbody th{padding-top:.7rem}
-tbody:target,tbody:target td:first-child{background:var(--mark)}
-@media print{body{max-width:none;padding:0;font-size:10px}nav{display:none}.scroll{overflow:visible}
-td,th{white-space:normal;padding:.1rem .3rem}tr,figure{break-inside:avoid}h2,h3{break-after:avoid}}
-"""
-
-
-def _document(title: str, chapters: Sequence[Chapter], sections: Sequence[Section]) -> str:
-    safe = html.escape
-    contents, body = [], []
-    for number, section in enumerate(sections, 1):
-        deep = ' class="deep"' if section.level > 2 else ""
-        contents.append(f'<li{deep}><a href="#section-{number}">{safe(section.short or section.title)}</a></li>')
-        heading = f"h{section.level}"
-        body.append(f'<section id="section-{number}"><{heading}>{safe(section.title)}</{heading}>')
-        body.append(f"{section.body}</section>")
-    count = sum(len(chapter.rows) for chapter in chapters)
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        f'<head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<title>{safe(title)}</title>",
-        f"<style>{HTML_STYLE}{_STYLE}</style></head>",
-        f"<body><header><h1>{safe(title)}</h1>",
-        "<p>A benchmark of any-to-any multimodal generative models: measured tables beside the paper's numbers, its "
-        f"claims, and where every number comes from. {count} result rows, preset "
-        f"{safe(', '.join(chapter.preset for chapter in chapters))}.</p></header>",
-        f"<nav><ul>{''.join(contents)}</ul></nav>",
-        "<main>",
-        *body,
-        "</main></body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"

@@ -6,11 +6,10 @@ extra "plots".
 
 from __future__ import annotations
 
-import html
 import io
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from benchmark.files import ELSEWHERE, write_file
 from benchmark.progress import Report
 from benchmark.runner import Run, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
+from benchmark.templates import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +88,9 @@ def write_sheets(
         shown = [*originals(data, cell, items), *made]
         picture = png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
         write_file(folder / f"{cell.stem}.png", picture, ELSEWHERE)
-        sections.append(_section(cell.question, shown, folder, cell.stem, data.sample_rate))
-    write_file(folder / "index.html", _page(about, sections).encode(), ELSEWHERE)
+        sections.append((cell.question, _section(shown, folder, cell.stem, data.sample_rate)))
+    page = render("sheets.html.jinja", title=about, sections=sections)
+    write_file(folder / "index.html", page.encode(), ELSEWHERE)
     report("sheets", 1, 1, "done")
     return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]
 
@@ -161,7 +162,7 @@ def spectrogram(sound: Tensor, sample_rate: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------- the page
 
 
-def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sample_rate: int) -> str:
+def _section(columns: Sequence[Column], folder: Path, name: str, sample_rate: int) -> str:
     """A table of a direction; its pictures and sounds are files beside the page."""
     things = folder / name
     shutil.rmtree(things, ignore_errors=True)
@@ -170,39 +171,34 @@ def _section(title: str, columns: Sequence[Column], folder: Path, name: str, sam
         write_file(things / file, content, ELSEWHERE)
         return f"{name}/{file}"
 
-    return f"<h2>{html.escape(title)}</h2>{table_of(columns, sample_rate, store)}"
+    return table_of(columns, sample_rate, store)
 
 
 def table_of(columns: Sequence[Column], sample_rate: int, store: Callable[[str, bytes], str]) -> str:
     """An HTML table, one row per item and one column per origin. `store` takes a name, as `0-1-image.png`, and the
     file of a picture or a sound, and returns where the page finds it."""
     items = len(next(iter(columns[0].things.values())))
-    heads = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
-    rows = []
-    for item in range(items):
-        cells = []
-        for place, column in enumerate(columns):
-            parts = []
-            for modality, values in column.things.items():
-                kind, content, name = _kind(values), io.BytesIO(), f"{item}-{place}-{modality}"
-                if kind == "text":
-                    parts.append(f"<p>{html.escape(values[item])}</p>")  # type: ignore[arg-type]
-                elif kind == "image":
-                    write_png(content, values[item].cpu())  # type: ignore[union-attr]
-                    parts.append(f'<img src="{store(f"{name}.png", content.getvalue())}" alt="">')
-                else:
-                    write_wav(content, values[item].cpu(), sample_rate)  # type: ignore[union-attr]
-                    where = store(f"{name}.wav", content.getvalue())
-                    parts.append(f'<audio controls src="{where}"></audio>')
-            cells.append(f"<td>{''.join(parts)}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
+    rows = [
+        [
+            list(_stored(column.things, item, f"{item}-{place}", sample_rate, store))
+            for place, column in enumerate(columns)
+        ]
+        for item in range(items)
+    ]
+    return render("things.html.jinja", titles=[column.title for column in columns], rows=rows)
 
 
-def _page(about: str, sections: Sequence[str]) -> str:
-    style = (
-        "body{font:14px sans-serif;margin:2em}td{vertical-align:top;padding:4px 8px;max-width:14em}"
-        "img{width:96px;image-rendering:pixelated;display:block}audio{width:150px;display:block}th{text-align:left}"
-    )
-    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(about)}</title><style>{style}</style>"
-    return f"{head}<h1>{html.escape(about)}</h1>{''.join(sections)}\n"
+def _stored(
+    things: Raw, item: int, name: str, sample_rate: int, store: Callable[[str, bytes], str]
+) -> Iterator[tuple[str, str]]:
+    """The kind of each modality, and the item's text or where the page finds it."""
+    for modality, values in things.items():
+        content = io.BytesIO()
+        if isinstance(values, list):
+            yield "text", values[item]
+        elif _kind(values) == "image":
+            write_png(content, values[item].cpu())
+            yield "image", store(f"{name}-{modality}.png", content.getvalue())
+        else:
+            write_wav(content, values[item].cpu(), sample_rate)
+            yield "audio", store(f"{name}-{modality}.wav", content.getvalue())

@@ -19,7 +19,7 @@ LAYERS = (
         f"benchmark.{name}"
         for name in ("files", "checkout", "terminal", "progress", "registry", "config", "strict", "records", "compare")
     }
-    | {f"benchmark.{name}" for name in ("tables", "summary", "page", "formats", "claims")},
+    | {f"benchmark.{name}" for name in ("tables", "summary", "page", "templates", "formats", "claims")},
     {
         "benchmark.processes",
         "benchmark.frozen",
@@ -44,7 +44,7 @@ LAYERS = (
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")
 PLUGIN_FOLDERS = ("models", "baselines", "data_prep", "benchmark.metrics")
 PLUGIN_MAY_IMPORT = ("benchmark.api", "benchmark.runtime", "benchmark.config", "torch", "numpy")
-SLOW = {"torch", "pandas", "scipy", "numpy", "matplotlib"}
+SLOW = {"torch", "pandas", "scipy", "numpy", "matplotlib", "jinja2"}
 
 
 def faults(root: Path) -> list[str]:

@@ -251,7 +251,7 @@ def test_drawings_share_a_page() -> None:
     figures = pytest.importorskip("matplotlib.figure")
     figure = figures.Figure()
     figure.subplots().plot([0, 1], [0, 1], color=report.INK)
-    one, two = (Page(report._svg(figure, f"drawing <{name}>")) for name in "ab")
+    one, two = (Page(report._plot(f"drawing <{name}>", lambda: figure, "a note")) for name in "ab")
     assert len(one.values("id")) > 10 and not set(one.values("id")) & set(two.values("id"))
     assert one.values("aria-label") == ["drawing <a>"]
     assert {name for _, name, value in one.attributes if "//" in value} == {"xmlns", "xmlns:xlink"}  # names, no sources
