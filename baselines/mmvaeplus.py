@@ -22,11 +22,19 @@ CARD = MethodCard(
     deviations=(
         "learned flow prior on the shared latent and flow decoders; Gaussian latents; single-sample bound",
         "one expert drawn per row instead of all M; entropy of the drawn expert, not of the mixture",
-        "the private latents' KL has the shared prior term's weight per dimension",
+        "the private latents' KL has a weight of its own, by default the shared prior term's per dimension",
         "from other modalities: private latents of the auxiliary prior, on which those decoders were trained (the "
         "authors' code draws from N(0, I), which they never met here)",
         "unconditional: each decoder draws a private latent of its own (the authors' code shares one draw)",
     ),
+    fields={
+        "private_kl_weight": {
+            "value": 1e-3,
+            "source": "assumed: as encoder_grad_scale",
+            "least": 0,
+            "scales_with": "encoder_grad_scale",
+        },
+    },
 )
 
 
@@ -38,6 +46,7 @@ class MMVAEPlus(LatentModel):
     """
 
     aggregate = staticmethod(product)  # of a single expert: the expert itself
+    private_kl_weight: float  # of the private latents' KL, summed over their dimensions, per shared dimension
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         super().__init__(modalities, config)
@@ -74,7 +83,7 @@ class MMVAEPlus(LatentModel):
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
         divergence = divergence_from_standard(private_mean, private_log_variance).sum(-1)
         divergence = (divergence * route.given).sum(-1).mean() / self.latent_size  # per dimension, as the entropy
-        prior = flow + self.config.encoder_grad_scale * (entropy + divergence)
+        prior = flow + self.encoder_scale() * entropy + self.private_kl_weight * divergence
         return reconstruction + self.config.prior_weight * prior, {
             "reconstruction": reconstruction.detach(),
             "prior": flow.detach(),

@@ -30,14 +30,24 @@ CARD = MethodCard(
     deviations=(
         "a re-interpretation: the method's formulas are public nowhere",
         "flow decoders; both stages share the budget of updates; the second begins with the first one's weight average",
-        "the first stage's KL has weight encoder_grad_scale (the paper gives ShaLa a value of its own, which is lost)",
+        "the first stage's KL has weight 0.001 (the paper gives ShaLa a value of its own, which is lost)",
         "conditions of the second-stage prior are features of the frozen encoders: none, or those of one modality",
     ),
+    fields={
+        "kl_weight": {
+            "value": 1e-3,
+            "source": "assumed: as encoder_grad_scale; the paper's value is lost",
+            "least": 0,
+            "scales_with": "encoder_grad_scale",
+        },
+    },
 )
 
 
 class ShaLa(LatentModel):
     """Stage 1: q(z | all) by a fusion network, every modality decoded. Stage 2: p(z | nothing or one modality)."""
+
+    kl_weight: float  # of KL(q(z | all) || N(0, I)), a mean over latent dimensions
 
     def __init__(self, modalities: Sequence[Modality], config: Config) -> None:
         super().__init__(modalities, config)
@@ -65,7 +75,7 @@ class ShaLa(LatentModel):
             z = sampled(mean, log_variance, noise)
             reconstruction = self.reconstruction(x, z.expand(len(self.names), -1, -1), route.targets, draws)
             divergence = divergence_from_standard(mean, log_variance).mean()
-            return reconstruction + self.config.encoder_grad_scale * divergence, {
+            return reconstruction + self.kl_weight * divergence, {
                 "reconstruction": reconstruction.detach(),
                 "divergence": divergence.detach(),
             }

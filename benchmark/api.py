@@ -64,6 +64,13 @@ def words_of(name: str) -> str:
     return f"{name} words"
 
 
+# What a card's `fields` hold: {name: {"value": shared default, "source": where it comes from}}, and as needed the value
+# of a preset under its name; "least", "most", "positive": True, "choices": [...]; "scoring": True where no trained
+# weight depends on it; "scales_with": the field of the recipe with which searches vary it. `--set NAME=VALUE` and
+# `bench info` know them, and the class has each as an attribute, which it declares: `beta: float`.
+Fields = Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class MethodCard:
     """Read from a method's file without importing it.
@@ -74,6 +81,7 @@ class MethodCard:
     `deviations`: differences from the method's own paper, printed under every table.
     `variants`: switches of the method, by name: class attributes and their values. `NAME:SWITCH`, or `NAME:ONE+OTHER`,
     is the method with them, wherever a method's name is asked for.
+    `fields`: hyper-parameters of its own (see `Fields`).
     """
 
     version: int
@@ -85,6 +93,7 @@ class MethodCard:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
     kind = "method"
 
 
@@ -95,16 +104,21 @@ class DatasetCard:
     `kinds`: of each modality, as in `Modality.kind`; empty where all are vectors.
     `labels`: what pictures show and no modality says; rows hold these classes beside the modalities.
     `recipe`: `{"shared" | preset: {field: (value, source)}}`, the training and evaluation recipe.
+    `like`: the dataset whose recipe it has but for what `recipe` says: None there leaves a field or a whole preset out,
+    and a field that "shared" leaves out is in no preset.
+    `fields`: parameters of its own (see `Fields`).
     """
 
     version: int
     label: str
     paper: str
     modalities: tuple[str, ...]
-    recipe: Mapping[str, Mapping[str, tuple[Any, str]]]
+    recipe: Mapping[str, Any]
     kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    like: str = ""
+    fields: Fields = field(default_factory=dict)
     kind = "dataset"
 
     @property
@@ -122,6 +136,7 @@ class MetricCard:
     with "the floor" where shuffled rows are as good as a perfect sampler's.
     `min_rows`: fewer generated rows than this are refused.
     `needs`: kinds without which a dataset has no such number (see `DatasetCard.holds`).
+    `fields`: parameters of its own (see `Fields`); they change its rows alone.
     """
 
     version: int
@@ -135,6 +150,7 @@ class MetricCard:
     ceiling: str
     min_rows: int = 2
     needs: tuple[str, ...] = ()
+    fields: Fields = field(default_factory=dict)
     kind = "metric"
 
 

@@ -182,15 +182,17 @@ def info(
     card = registry.card(kind, name)
     data = card if kind == "dataset" else registry.card("dataset", dataset)
     chosen = _preset(preset)
-    resolved = resolve(data, card if kind == "method" else None, chosen, set_)
+    metrics = {registry.stem(name): card} if kind == "metric" else {}
+    resolved = resolve(data, card if kind == "method" else None, chosen, set_, metrics)
     print(f"{registry.stem(name)} ({kind})")
     for field, value in vars(card).items():
-        if field != "recipe" and value not in ((), {}, ""):
+        if field not in ("recipe", "fields") and value not in ((), {}, ""):
             _print_field(field, value)
-    if kind == "metric":
+    if kind == "metric" and not card.fields:
         return
     print(f"\nconfiguration on {registry.stem(name if kind == 'dataset' else dataset)} at preset {chosen}")
-    for field, value in vars(resolved.config).items():
+    values = {name: resolved.config.own_values[name] for name in card.fields} if metrics else resolved.config.values()
+    for field, value in values.items():
         shown = "none" if value == "" else str(value)
         print(f"  {field:20} {shown:>10}   {resolved.source[field]}")
 
@@ -763,10 +765,11 @@ def _print_means(prepared: list[Run], settings: Settings) -> None:
     from benchmark import records
     from benchmark.api import Cell
 
-    results, ids = settings.runs / "results.csv", {each.run_id for each in prepared}
+    results = settings.runs / "results.csv"
+    ids = {(each.row_id(metric), registry.stem(metric)) for each in prepared for metric in each.job.metrics}
     found: dict[tuple[str, str, str], dict[tuple[str | int, ...], float]] = {}
     for record in records.read(results):
-        if record.run_id in ids and record.value is not None:
+        if (record.run_id, record.metric) in ids and record.value is not None:
             cell = Cell("", tuple(filter(None, record.given.split("+"))), tuple(record.want.split("+")))
             task = "criteria" if record.want.startswith("factor:") else cell.task
             found.setdefault((record.method, task, record.metric), {})[record.key] = record.value

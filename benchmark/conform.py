@@ -44,7 +44,7 @@ from benchmark.api import (
     words_of,
 )
 from benchmark.api import cells as cells_of
-from benchmark.config import BUDGET_FIELDS, PRESETS, Config, nearest, resolve
+from benchmark.config import PRESETS, SETTINGS, Config, marked, nearest, resolve
 from benchmark.criteria import cells_of_dataset
 from benchmark.evaluate import check_rows, given_of, split_of
 from benchmark.files import cache_folder
@@ -292,7 +292,7 @@ def _card_is_filled(card: Card) -> None:
         value, kind = getattr(card, field.name), str(field.type)
         hint = ': write ("...",) for a tuple of one' if kind.startswith("tuple") else ""
         _need(_is_a(value, kind), f"{field.name} = {value!r} is no {kind}{hint}")
-        _need(kind != "str" or bool(value.strip()), f"{field.name} is empty")
+        _need(kind != "str" or bool(value.strip()) or field.default == "", f"{field.name} is empty")
     _need(card.version >= 1, f"version = {card.version}: count from 1")
 
 
@@ -306,8 +306,14 @@ def _smallest_preset(card: DatasetCard) -> str:
     return next(preset for preset in reversed(PRESETS) if preset in card.recipe)
 
 
-def _resolved(card: DatasetCard, overrides: Sequence[str] = TINY) -> Config:
-    return resolve(card, None, _smallest_preset(card), overrides).config
+def _resolved(
+    card: DatasetCard, overrides: Sequence[str] = TINY, metrics: Mapping[str, MetricCard] | None = None
+) -> Config:
+    return resolve(card, None, _smallest_preset(card), overrides, metrics).config
+
+
+def _built(dataset: str, config: Config) -> Any:
+    return registry.load("dataset", dataset, config.own_values)(config, "cpu")
 
 
 def _made(name: str, dataset: str, data: Any, seed: int = 0) -> Any:
@@ -348,9 +354,8 @@ class _MethodSuite:
             _need(well and stage[1] > 0, f'stages: {stage!r} is not ("name", positive share)')
         total = sum(share for _, share in self.card.stages)
         _need(not self.card.stages or math.isclose(total, 1), f"the shares of the stages add up to {total:g}, not to 1")
-        known = [field.name for field in fields(Config)]
         for field in self.card.overrides:
-            _need(field in known, f"overrides: no field {field!r}{nearest(field, known)}")
+            _need(field in SETTINGS, f"overrides: no field {field!r}{nearest(field, SETTINGS)}")
 
     def check_build(self) -> str:
         absent = getattr(registry.load("method", self.name), "absent", None)
@@ -360,7 +365,7 @@ class _MethodSuite:
                 self.rest = []
                 raise Skip(why)
         data_card = registry.card("dataset", self.dataset)
-        self.data = registry.load("dataset", self.dataset)(_resolved(data_card), "cpu")
+        self.data = _built(self.dataset, _resolved(data_card))
         self.cells = {
             task: list(cells_of(registry.stem(self.dataset), data_card.modalities, task)) for task in self.card.tasks
         }
@@ -615,7 +620,8 @@ class _DatasetSuite:
         _need("shared" in self.card.recipe, 'recipe has no "shared" part')
         presets = [part for part in self.card.recipe if part != "shared"]
         _need(len(presets) > 0, f"recipe has no preset: write at least one of {', '.join(PRESETS)}")
-        kinds = {field.name: str(field.type) for field in fields(Config)}
+        kinds = {name: str(field.type) for name, field in SETTINGS.items()}
+        budget = marked("budget")
         for part, recipe in self.card.recipe.items():
             for field, entry in recipe.items():
                 where = f"recipe[{part!r}][{field!r}]"
@@ -626,7 +632,7 @@ class _DatasetSuite:
                 )
                 _need(_is_a(entry[0], kinds.get(field, "")), f"{where} = {entry[0]!r} is no {kinds.get(field)}")
                 _need(
-                    part == "shared" or field in BUDGET_FIELDS,
+                    part == "shared" or field in budget,
                     f"{where}: presets differ in sizes, steps, counts, precision and the learning rate only: "
                     'move it to "shared"',
                 )
@@ -746,7 +752,7 @@ class _DatasetSuite:
 
     def make(self) -> Any:
         with self.watch.calling("building it"):
-            return registry.load("dataset", self.name)(_resolved(self.card), "cpu")
+            return _built(self.name, _resolved(self.card))
 
     def rows(self, split: str, at: Tensor | None = None, data: Any = None) -> Batch:
         data = self.data if data is None else data
@@ -808,9 +814,10 @@ class _MetricSuite:
     def check_applies(self) -> str:
         data_card = registry.card("dataset", self.dataset)
         rows = [f"{field}={METRIC_ROWS}" for field in ("evaluation_rows", "unconditional_rows", "probe_rows")]
-        self.data = registry.load("dataset", self.dataset)(_resolved(data_card, (*TINY, *rows)), "cpu")
+        config = _resolved(data_card, (*TINY, *rows), {registry.stem(self.name): self.card})
+        self.data = _built(self.dataset, config)
         with self.watch.calling("importing it"):
-            self.metric: Any = registry.load("metric", self.name)
+            self.metric: Any = registry.load("metric", self.name, config.own_values)
         self.repeats = getattr(self.metric, "draws_per_row", 1)
         refused, self.rows = [], []
         for candidates in self.candidates(data_card):

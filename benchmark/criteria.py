@@ -39,7 +39,8 @@ def cells_of_dataset(dataset: str) -> Iterator[tuple[Cell, str]]:
     """The criteria's cells on a dataset, by its registered name. Raises UserError unless its factors are known."""
     card = registry.card("dataset", dataset)
     preset = next(name for name in card.recipe if name != "shared")  # the factors are the same in all
-    data = registry.load("dataset", dataset)(resolve(card, None, preset).config, "cpu")
+    config = resolve(card, None, preset).config
+    data = registry.load("dataset", dataset, config.own_values)(config, "cpu")
     yield from criteria_cells(registry.stem(dataset), card.modalities, known_factors(data, dataset))
 
 
@@ -68,7 +69,7 @@ def evaluate_criteria(
         for factor in factors:
             cell = Cell(dataset, given, (f"factor:{factor}",))
             for probe in PROBES:
-                scores[cell, probe] = found if isinstance(found, str) else _explained(cell, probe, data, *found)
+                scores[cell, probe] = found if isinstance(found, str) else _explained(cell, probe, data, config, *found)
     uncond = Cell(dataset, (), tuple(names))
     scores[uncond, "residual_dependence"] = _residual(method, data, config, device, seed, uncond, rows)
     for cell, metric in criteria_cells(dataset, names, factors):
@@ -78,9 +79,9 @@ def evaluate_criteria(
 Truth = dict[str, Tensor]  # factor -> (rows, size)
 
 
-def _explained(cell: Cell, probe: str, data: Any, truth: Truth, predictions: dict[str, Truth]) -> Score:
+def _explained(cell: Cell, probe: str, data: Any, config: Config, truth: Truth, predictions: dict[str, Truth]) -> Score:
     factor = cell.want[0].removeprefix("factor:")
-    metric = registry.load("metric", probe)(cell, data)
+    metric = registry.load("metric", probe, config.own_values)(cell, data)
     metric.update({cell.want[0]: truth[factor]}, {cell.want[0]: predictions[probe][factor]})
     return metric.compute()
 
@@ -89,7 +90,7 @@ def _explained(cell: Cell, probe: str, data: Any, truth: Truth, predictions: dic
 def _residual(method: Any, data: Any, config: Config, device: str, seed: int, cell: Cell, rows: int) -> Score | str:
     if not hasattr(method, "sample_prior"):
         return "keeps no latent"
-    metric = registry.load("metric", "residual_dependence")(cell, data)
+    metric = registry.load("metric", "residual_dependence", config.own_values)(cell, data)
     draws = Draws("criteria", "prior", seed, rows=rows, device=device)
     with autocast(config, device):
         latent = method.sample_prior(rows, draws)

@@ -39,12 +39,12 @@ class Result:
     protocol: Any = None
 
 
-def metrics_of(cell: Cell, names: list[str], data: Any) -> tuple[dict[str, Any], list[Result]]:
+def metrics_of(cell: Cell, names: list[str], data: Any, config: Config) -> tuple[dict[str, Any], list[Result]]:
     """The metrics that apply to a cell, ready for rows, and an n/a result for each that does not."""
     ready, refused = {}, []
     for name in names:
         try:
-            ready[name] = registry.load("metric", name)(cell, data)
+            ready[name] = registry.load("metric", name, config.own_values)(cell, data)
         except Inapplicable as reason:
             refused.append(Result(cell, name, None, str(reason), None))
     return ready, refused
@@ -66,14 +66,14 @@ def evaluate_cell(
     kept: where generated things are kept, for a dataset that has them: its rows are scored as they are there.
     Raises ValueError for generated rows that are missing, misshapen or not finite.
     """
-    metrics, refused = metrics_of(cell, names, data)
+    metrics, refused = metrics_of(cell, names, data, config)
     yield from refused
     rows, spent = data.rows_of(cell), 0.0
     if hasattr(method, "known"):
         for name, value in [(name, method.known(metric, cell)) for name, metric in metrics.items()]:
             if value is not None:
                 del metrics[name]
-                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data))
+                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data, config))
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
@@ -99,15 +99,15 @@ def evaluate_cell(
     per_thousand = 1000 * (spent if kept is None else kept.seconds) / (rows * repeats)
     for name, metric in metrics.items():
         try:
-            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data))
+            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data, config))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
         except RuntimeError as error:  # something that one metric needs is not here; the others go on
             yield Result(cell, name, None, f"error: {one_line(error)}", per_thousand)
 
 
-def _protocol(name: str, data: Any) -> Any:
-    metric: Any = registry.load("metric", name)
+def _protocol(name: str, data: Any, config: Config) -> Any:
+    metric: Any = registry.load("metric", name, config.own_values)
     return metric.protocol(data) if hasattr(metric, "protocol") else None
 
 

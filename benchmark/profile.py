@@ -43,7 +43,7 @@ def profile_method(
 
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(job_of(name, dataset, preset, 0, []), Path(folder), overrides)
-        data = registry.load("dataset", dataset)(run.config, device)
+        data = registry.load("dataset", dataset, run.config.own_values)(run.config, device)
         method = build(run, data, device)
         yield (
             f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from benchmark import api
 from benchmark.api import Card, UserError
-from benchmark.config import nearest
+from benchmark.config import check_fields, nearest
 from benchmark.files import files_in
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
@@ -126,7 +127,14 @@ def _attributes(name: str, card: Any, switches: list[str]) -> Mapping[str, Any]:
 
 
 def read_card(path: Path) -> Card:
-    """Evaluate the literal `CARD = ...Card(...)` of a file. Raises UserError when there is none, or it is computed."""
+    """Evaluate the literal `CARD = ...Card(...)` of a file; a dataset's recipe is whole, with what it inherits.
+
+    Raises UserError when there is none, when it is computed, and when a field or what it is like is wrong.
+    """
+    return _inherited(path, _own_card(path))
+
+
+def _own_card(path: Path) -> Card:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
@@ -148,20 +156,81 @@ def _evaluate(path: Path, node: ast.expr) -> Card:
     except ValueError:
         raise UserError(f"{path}:{node.lineno}: CARD must hold literals only: it is read without running") from None
     try:
-        return _CARDS[name](**values)
+        card = _CARDS[name](**values)
+        check_fields(card)
     except TypeError as error:
         raise UserError(f"{path}:{node.lineno}: CARD: {str(error).replace('__init__() ', '')}") from None
+    except UserError as error:
+        raise UserError(f"{path}:{node.lineno}: CARD: {error}") from None
+    return card
 
 
-def load(kind: str, name: str) -> type:
-    """Import the plug-in's file and return its class; with switches, a class of its own that has their attributes."""
-    if kind == "method" and (switches := _parts(name)[1]):
-        plain = load(kind, base(kind, name))
-        attributes = _attributes(name, read_card(locate(kind, name)), switches)
-        for attribute in attributes:
-            if not hasattr(plain, attribute):
-                raise UserError(f"{locate(kind, name)}: variants: {plain.__name__} has no attribute {attribute!r}")
-        return type(plain.__name__, (plain,), dict(attributes))
+def _inherited(path: Path, card: Card, heirs: tuple[Path, ...] = ()) -> Card:
+    """A dataset's card with the recipe of the one that it is `like`, changed by its own.
+
+    Raises UserError for an unknown dataset, and for one that is in turn like this one.
+    """
+    if not isinstance(card, api.DatasetCard) or not card.like:
+        return card
+    try:
+        source = locate("dataset", card.like)
+    except UserError as error:
+        raise UserError(f"{path}: CARD: like: {error}") from None
+    if source in (path, *heirs):
+        raise UserError(f"{path}: CARD: like = {card.like!r}, which is like this one")
+    like = _inherited(source, _own_card(source), (path, *heirs))
+    if not isinstance(like, api.DatasetCard):
+        raise UserError(f"{path}: CARD: like = {card.like!r} is a {like.kind}")
+    return replace(card, recipe=_merged(like, card.recipe))
+
+
+def _merged(like: api.DatasetCard, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The recipe of `like` with what differs; None in `own` leaves a field or a preset out."""
+    absent = {name for name, entry in (own.get("shared") or {}).items() if entry is None}
+    merged: dict[str, dict[str, Any]] = {}
+    for part in (*like.recipe, *(own.keys() - like.recipe.keys())):
+        if part in own and own[part] is None:
+            continue
+        theirs = {
+            name: (entry[0], f"as {like.label}: {entry[-1]}")
+            for name, entry in like.recipe.get(part, {}).items()
+            if name not in absent
+        }
+        changed = {**theirs, **own.get(part, {})}
+        merged[part] = {name: entry for name, entry in changed.items() if entry is not None}
+    return merged
+
+
+def load(kind: str, name: str, values: Mapping[str, Any] | None = None) -> type:
+    """Import the plug-in's file and return its class; with switches or fields on its card, a class of its own that has
+    their attributes.
+
+    values: of fields, others' among them; one that is not named there has the card's shared value.
+    """
+    plain, found = _imported(kind, name), card(kind, name)
+    switched = _attributes(name, found, _parts(name)[1]) if kind == "method" else {}
+    for attribute in switched:
+        if not hasattr(plain, attribute):
+            raise UserError(f"{locate(kind, name)}: variants: {plain.__name__} has no attribute {attribute!r}")
+    for field in found.fields:
+        if not _declares(plain, field):
+            kind_of = type(found.fields[field]["value"]).__name__
+            raise UserError(
+                f"{locate(kind, name)}: fields: {plain.__name__} does not declare {field!r}: write {field}: {kind_of}"
+            )
+    own = {field: (values or {}).get(field, rule["value"]) for field, rule in found.fields.items()}
+    if not switched and not own:
+        return plain
+    return type(plain.__name__, (plain,), {"__module__": plain.__module__, **switched, **own})
+
+
+def _declares(plain: type, attribute: str) -> bool:
+    return any(attribute in vars(each) or attribute in inspect.get_annotations(each) for each in plain.__mro__)
+
+
+def _imported(kind: str, name: str) -> type:
+    """The class that the plug-in's file names."""
+    name = base(kind, name)
     path = locate(kind, name)
     card(kind, name)
     if name.endswith(".py"):
@@ -175,7 +244,8 @@ def load(kind: str, name: str) -> type:
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if not hasattr(module, HANDLES[kind]):
         raise UserError(f"{path}: lacks {HANDLES[kind]} = YourClass at its end")
-    return getattr(module, HANDLES[kind])
+    handle: type = getattr(module, HANDLES[kind])
+    return handle
 
 
 @functools.cache

@@ -463,7 +463,7 @@ def _things(runs: Sequence[Run], device: str, report: Report) -> str:
     first, data, refused = runs[0], None, ""
     report("originals", 0, 1, registry.stem(first.job.dataset))
     try:
-        data = registry.load("dataset", first.job.dataset)(first.config, device)
+        data = registry.load("dataset", first.job.dataset, first.config.own_values)(first.config, device)
     except UserError as reason:
         refused = f"Without the real ones: {reason}"
     report("originals", 1, 1, registry.stem(first.job.dataset))

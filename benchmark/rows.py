@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from benchmark import records, registry, tables
 from benchmark.api import UserError
 from benchmark.config import PRESETS
-from benchmark.tables import Job, job_of
+from benchmark.tables import Job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +64,10 @@ class Settings:
             return []
         own = {registry.stem(name): name for name in self.own}
         datasets = [name.partition(":")[0] for name in rows["dataset"]]  # without their variants
+        metrics = tuple(name for name in rows["metric"].unique() if registry.known("metric", name))
         asked = rows[["method", "seed"]].assign(dataset=datasets).drop_duplicates()
         return [
-            self.prepare(job_of(own.get(job.method, job.method), job.dataset, self.preset, job.seed, []))
+            self.prepare(Job(own.get(job.method, job.method), job.dataset, self.preset, job.seed, (), metrics))
             for job in asked.itertuples(index=False)
             if (job.method in own or registry.known("method", job.method)) and job.dataset in registry.index("dataset")
         ]
@@ -78,7 +79,8 @@ class Settings:
 
 def rows_of(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of exactly these runs: an override or changed code makes other runs."""
-    return frame[frame["run_id"].isin({run.run_id for run in runs})]
+    ids = {metric: {run.row_id(metric) for run in runs} for metric in frame["metric"].unique()}
+    return frame[[row in ids[metric] for row, metric in zip(frame["run_id"], frame["metric"], strict=True)]]
 
 
 def local(runs: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from baselines import external
 from benchmark import checkout, records, registry
 from benchmark.api import Cell, DatasetCard, Inapplicable, MethodCard, Score, UserError, one_line
-from benchmark.config import SCORING_FIELDS, Config, digest, resolve
+from benchmark.config import Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.files import is_temporary, lock, write_file
@@ -67,12 +67,18 @@ class Run:
         """The local results file."""
         return self.directory.parents[3] / "results.csv"
 
+    def row_id(self, metric: str) -> str:
+        """The `run_id` of a metric's rows: the run's own, unless `--set` changed a field of that metric."""
+        changed = self.config.changed(registry.stem(metric))
+        return digest([self.run_id, changed]) if changed else self.run_id
+
 
 def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     """Resolve a job without touching torch's state or the disk. Raises UserError for anything unknown."""
     method_card: MethodCard = registry.card("method", job.method)
     dataset_card: DatasetCard = registry.card("dataset", job.dataset)
-    config = resolve(dataset_card, method_card, job.preset, overrides).config
+    metrics = {registry.stem(metric): registry.card("metric", metric) for metric in job.metrics}
+    config = resolve(dataset_card, method_card, job.preset, overrides, metrics).config
     code = digest(
         [
             registry.sources(registry.locate("method", job.method)),
@@ -82,7 +88,7 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     )
     name, data = registry.stem(job.method), registry.stem(job.dataset)
     what = (name, data, job.seed, method_card.version, dataset_card.version, code)
-    run_id, training_id = digest([asdict(config), *what]), _training_id(config, what)
+    run_id, training_id = digest([config.values(), *what]), _training_id(config, what)
     directory = runs / job.preset / data / name / _folder(job, training_id)
     return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory)
 
@@ -92,8 +98,7 @@ def _folder(job: Job, training_id: str) -> str:
 
 
 def _training_id(config: Config, what: Sequence[Any]) -> str:
-    training = {field: value for field, value in asdict(config).items() if field not in SCORING_FIELDS}
-    return digest([training, *what])
+    return digest([config.training_values(), *what])
 
 
 def missing(run: Run) -> list[tuple[Cell, str]]:
@@ -101,8 +106,10 @@ def missing(run: Run) -> list[tuple[Cell, str]]:
     older scoring code are computed anew."""
     found = records.latest(records.load(run.results))
     current = {registry.stem(metric): _sources(run, metric) for _, metric in run.job.scores}
-    done = records.done_keys(found[found["sources"] == found["metric"].map(current)], run.run_id)
-    return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done]
+    found = found[found["sources"] == found["metric"].map(current)]
+    ids = {metric: run.row_id(metric) for metric in run.job.metrics}
+    done = {each: records.done_keys(found, each) for each in set(ids.values())}
+    return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done[ids[metric]]]
 
 
 def execute(
@@ -159,7 +166,7 @@ def follow(runs: Iterable[Run], device: str) -> None:
         for run_id in here().words():
             run = by_id[run_id]
             try:
-                data = registry.load("dataset", run.job.dataset)(run.config, device)
+                data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
                 trainer_of(run, data, device).run(lambda progress: None)
             except Diverged:
                 pass  # in every process alike; the main one says so
@@ -176,7 +183,7 @@ def _without_score(run: Run, reason: str) -> list[Result]:
 
 def trained_method(run: Run, device: str) -> tuple[Any, Any, Progress | None]:
     """The method of a finished run with its averaged weights, its dataset, and how far training got."""
-    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
     method = build(run, data, device)
     progress = None
     if run.method_card.stages:
@@ -205,7 +212,7 @@ def build(run: Run, data: Any, device: str) -> Any:
     """
     _settle(run.config, device)
     with seeded("init", run.job.seed):
-        method = registry.load("method", run.job.method)(data.modalities, run.config)
+        method = registry.load("method", run.job.method, run.config.own_values)(data.modalities, run.config)
         if hasattr(method, "bind"):
             method.bind(data)
     return method.to(device) if hasattr(method, "to") else method
@@ -382,7 +389,7 @@ def _record(
         metric_version=registry.card("metric", result.metric).version,
         protocol=_protocol(run, result, answered_by if score else {}),
         precision=run.config.precision,
-        run_id=run.run_id,
+        run_id=run.row_id(result.metric),
         sources=_sources(run, result.metric),
         **machine(device),
         sample_seconds=None if result.sample_seconds is None else round(result.sample_seconds, 4),
@@ -392,8 +399,10 @@ def _record(
 
 def _protocol(run: Run, result: Result, answered_by: Mapping[str, Any]) -> str:
     """What the number depends on: the evaluation's settings, the metric's own, and a checkpoint that is not ours."""
-    parts = [run.config.protocol()]
-    parts += [f"+{digest(result.protocol)}"] * bool(result.protocol)
+    parts, stated = [run.config.protocol()], result.protocol
+    if changed := run.config.changed(registry.stem(result.metric)):
+        stated = {"protocol": stated, "fields": changed}
+    parts += [f"+{digest(stated)}"] * bool(stated)
     parts += [f"{records.ANSWERED_BY}{digest(answered_by)}"] * bool(answered_by)
     parts += [records.STAND_IN] * bool(answered_by.get("stand_in"))
     return "".join(parts)
@@ -424,7 +433,7 @@ def _data_of(run: Run, device: str) -> Any:
     The training id in the directory's name is the description's hash, but for the fields that only scoring asks for,
     which are as the last command had them, and for the identity of data that the user may exchange.
     """
-    data = registry.load("dataset", run.job.dataset)(run.config, device)
+    data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
     path, identity = run.directory / "config.json", _identity(data)
     before = _described(path).get("identity", identity)
     if before != identity:
@@ -443,7 +452,7 @@ def _data_of(run: Run, device: str) -> Any:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "identity": identity,
-        "config": asdict(run.config),
+        "config": run.config.values(),
     }
     write_file(path, (json.dumps(facts, indent=2) + "\n").encode())
     return data
@@ -469,7 +478,8 @@ def _forget(run: Run, everything: bool) -> None:
     What others put there stays: a notebook's checkpoints, a file browser's notes, `lost+found`.
     """
     if everything:
-        records.drop(run.results, run.run_id)
+        for each in {run.run_id, *map(run.row_id, run.job.metrics)}:
+            records.drop(run.results, each)
     try:
         for path in run.directory.iterdir():
             if everything and path.name in _OURS and path.is_dir():

@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +115,7 @@ def _picture(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> 
 
 def train_command(run: Run) -> str:
     """The command that trains exactly this run."""
-    plain = asdict(resolve(run.dataset_card, run.method_card, run.job.preset).config)
+    plain = resolve(run.dataset_card, run.method_card, run.job.preset).config.values()
     words = [
         "bench",
         "run",
@@ -129,7 +128,7 @@ def train_command(run: Run) -> str:
         "--seed",
         str(run.job.seed),
     ]
-    for name, value in asdict(run.config).items():
+    for name, value in run.config.values().items():
         if value != plain[name]:
             words += ["--set", f"{name}={value}"]
     runs = run.directory.parents[3]

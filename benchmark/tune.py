@@ -25,7 +25,7 @@ from benchmark.evaluate import evaluate_cell
 from benchmark.files import files_in, lock, write_file
 from benchmark.progress import Report
 from benchmark.strict import known_name, read_toml
-from benchmark.tables import RESULTS, job_of
+from benchmark.tables import RESULTS, Job
 from benchmark.train import Diverged
 
 LEAST = 1e-6  # below which an error counts as this: its logarithm is asked for
@@ -135,8 +135,8 @@ def tune(
     The score is the geometric mean of the three errors, or of those that the method supports.
     """
     for method, point in itertools.product(methods, search.points):
-        job = job_of(method, search.dataset, preset, search.seed, [])
-        run = runner.prepare(job, runs, [*search.fixed, *point])
+        job = Job(method, search.dataset, preset, search.seed, (), tuple(dict.fromkeys(search.metrics.values())))
+        run = runner.prepare(job, runs, _overrides(search, job, point))
         done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
             done = [_trial(run, search, " ".join(point), device, report)]
@@ -144,6 +144,19 @@ def tune(
                 lock(file.fileno(), path, "--runs")
                 _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])
         yield done[0]
+
+
+def _overrides(search: Search, job: Job, point: Sequence[str]) -> list[str]:
+    """What is set for a method at a point: its own fields that scale with a varied one are multiplied as that is."""
+    card = registry.card("method", job.method)
+    usual = resolve(registry.card("dataset", search.dataset), card, job.preset).config.values()
+    asked = dict(text.partition("=")[::2] for text in (*search.fixed, *point))
+    scaled = [
+        f"{name}={usual[name] * float(asked[rule['scales_with']]) / usual[rule['scales_with']]}"
+        for name, rule in card.fields.items()
+        if rule.get("scales_with") in asked and name not in asked
+    ]
+    return [*search.fixed, *point, *scaled]
 
 
 def _others(lines: Sequence[Mapping[str, Any]], trial: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -211,7 +224,7 @@ def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> s
     for line in lines:
         by_method.setdefault(line["method"], {})[line["overrides"]] = line
     if len(search.fields) <= 1:
-        values = [point.partition("=")[2] if search.fields else point or "nothing" for point in points]
+        values = [_short(point.partition("=")[2]) if search.fields else point or "nothing" for point in points]
         header = [*(search.fields or ("changed",)), *values]
         rows = [
             [
@@ -222,12 +235,24 @@ def render(search: Search, lines: Sequence[Mapping[str, Any]], preset: str) -> s
             for shown in (*ERRORS, "train_seconds")
         ]
     else:
-        config = resolve(registry.card("dataset", search.dataset), None, preset).config
-        shared = " ".join(f"{field}={getattr(config, field)}" for field in search.fields)
         header = ["method", "shared recipe", "own best", "at", "own best / shared"]
-        rows = [_beside_best(method, trials, shared) for method, trials in by_method.items()]
+        rows = [_beside_best(method, trials, _usual(search, method, preset)) for method, trials in by_method.items()]
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + f"\n{_caption(search, lines)}\n"
+
+
+def _usual(search: Search, method: str, preset: str) -> str:
+    """The point of the shared recipe, and of what the method's card says."""
+    card = registry.card("method", method) if registry.known("method", method) else None
+    values = resolve(registry.card("dataset", search.dataset), card, preset).config.values()
+    return " ".join(f"{field}={values.get(field)}" for field in search.fields)
+
+
+def _short(number: str) -> str:
+    """For a table's header."""
+    with contextlib.suppress(ValueError):
+        return f"{float(number):.4g}" if len(number) > 8 else number
+    return number
 
 
 Trials = dict[str, Mapping[str, Any]]  # overrides -> the line of that trial

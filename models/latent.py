@@ -96,13 +96,13 @@ class LatentModel(nn.Module):
         )
         flow, entropy = self.prior_terms(mean, log_variance, route.prior, noise, draws)
         terms = {"prior": flow, "entropy": entropy, **self.divergences(mean, log_variance, route)}
-        weights = {"prior": 1.0, "entropy": self.encoder_scale()}
-        prior = sum(weights.get(name, self.config.encoder_grad_scale) * term for name, term in terms.items())
+        weights = {"entropy": self.encoder_scale()}
+        prior = sum(weights.get(name, 1.0) * term for name, term in terms.items())
         parts = {"reconstruction": reconstruction, **terms}
         return reconstruction + self.config.prior_weight * prior, {name: part.detach() for name, part in parts.items()}
 
     def divergences(self, mean: Tensor, log_variance: Tensor, route: Route) -> Mapping[str, Tensor]:
-        """Further terms beside the prior's, weighted by encoder_grad_scale; means over latent dimensions and rows."""
+        """Further terms beside the prior's, with their weights; means over latent dimensions and rows."""
         return {}
 
     def latents(self, mean: Tensor, log_variance: Tensor, given: Tensor, noise: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -159,7 +158,7 @@ def test_info_gives_every_field_with_its_source(method: str, preset: str) -> Non
     answer = bench("info", method, "--preset", preset, "--set", "updates=7")
     lines = answer.out.partition("configuration on")[2].splitlines()[1:]
     found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines}
-    assert found.keys() == {field.name for field in fields(config.Config)}
+    assert found.keys() == config.SETTINGS.keys() | registry.card("method", method).fields.keys()
     assert all(len(rest) == 2 and rest[1].strip() for rest in found.values())
     assert found["updates"] == ["7", "--set"]
     recipe = registry.card("dataset", "gaussian_mixture").recipe
@@ -451,15 +450,15 @@ def test_a_run_and_its_rows_name_the_core_code_behind_them(
     assert (after.run_id != before.run_id, runner.missing(after) != []) == (trains, scores)
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(config.Config)])
+@pytest.mark.parametrize("field", config.SETTINGS)
 def test_only_what_scoring_alone_asks_for_leaves_the_training_as_it_is(field: str, tmp_path: Path) -> None:
     job = tables.job_of("muni", "gaussian_mixture", "smoke", 0, [])
     value = getattr(runner.prepare(job, tmp_path).config, field)
-    words = {"beta2": 0.9, "precision": "bfloat16", "variant": "x", "verifier": "x", "audio_decoder": "flow"}
+    words = {"beta2": 0.9, "precision": "bfloat16", "variant": "x", "verifier": "segformer", "audio_decoder": "flow"}
     changed = words.get(field) or {bool: not value}.get(type(value), value + 1)
     first, other = (runner.prepare(job, tmp_path, sets) for sets in ([], [f"{field}={changed}"]))
     assert first.run_id != other.run_id
-    assert (first.directory == other.directory) == (field in config.SCORING_FIELDS)
+    assert (first.directory == other.directory) == (field in config.marked("scoring"))
 
 
 def test_a_model_is_trained_once_and_sampled_in_several_ways(finished: Path, tmp_path: Path) -> None:

@@ -178,6 +178,16 @@ BROKEN_METHODS = {
         "builds",
         "variants: JointFlow has no attribute 'volume'",
     ),
+    "field out of bounds": (
+        card('fields={"strength": {"value": 1.0, "cpu": 3.0, "most": 2, "source": "assumed"}}'),
+        "card is literal",
+        r"fields\['strength'\]: cpu = 3.0: must be at most 2",
+    ),
+    "field of nobody": (
+        card('fields={"strength": {"value": 1.0, "source": "assumed"}}'),
+        "builds",
+        "fields: JointFlow does not declare 'strength': write strength: float",
+    ),
     "no handle": (("METHOD =", "MODEL ="), "builds", "lacks METHOD"),
     "no sample": (("def sample(", "def generate("), "builds", "no sample()"),
     "no module": (("(nn.Module)", ""), "builds", "no torch.nn.Module, yet is trained"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmark import registry
 from benchmark.api import DatasetCard, MethodCard
-from benchmark.config import BUDGET_FIELDS, PRESETS, Config, resolve
+from benchmark.config import PRESETS, Config, marked, resolve
 from benchmark.runtime import Draws, seeded
 from data_prep.gaussian_mixture import GaussianMixture
 from models.networks import ALL, Encoder, ResidualBlocks, StackedLinear, VelocityNetwork
@@ -195,9 +195,9 @@ def test_paper_preset_takes_one_update_and_one_sample(method: str):
 
 def preset_faults(card: DatasetCard) -> list[str]:
     """Fields other than the budget's in which two presets of a recipe differ."""
-    configs = [asdict(resolve(card, None, preset).config) for preset in PRESETS]
+    configs = [resolve(card, None, preset).config.values() for preset in PRESETS]
     return sorted(
-        field for field in configs[0] if field not in BUDGET_FIELDS and len({config[field] for config in configs}) > 1
+        field for field in configs[0].keys() - marked("budget") if len({config[field] for config in configs}) > 1
     )
 
 
@@ -210,7 +210,7 @@ def test_presets_differ_in_budget_fields_only():
         "prior_weight",
         "weight_decay",
         "clip_norm",
-    }.isdisjoint(BUDGET_FIELDS)
+    }.isdisjoint(marked("budget"))
     assert preset_faults(DATASET) == []
     for field, value in (("clip_norm", 2.0), ("latent_size", 16), ("encoder_grad_scale", 0.1)):
         planted = {**DATASET.recipe, "cpu": {**DATASET.recipe["cpu"], field: (value, "planted")}}
@@ -220,9 +220,10 @@ def test_presets_differ_in_budget_fields_only():
 def recipe_faults(configs: Mapping[str, Config], cards: Mapping[str, MethodCard]) -> Iterator[str]:
     """Fields in which two methods' resolved configurations differ, and neither's card lists."""
     for one, other in itertools.combinations(configs, 2):
-        left, right = asdict(configs[one]), asdict(configs[other])
-        listed = set(cards[one].overrides) | set(cards[other].overrides)
-        yield from (f"{one}, {other}: {field}" for field in left if left[field] != right[field] and field not in listed)
+        left, right = configs[one].values(), configs[other].values()
+        listed = {field for name in (one, other) for field in (*cards[name].overrides, *cards[name].fields)}
+        differ = sorted(field for field in left.keys() | right.keys() if left.get(field) != right.get(field))
+        yield from (f"{one}, {other}: {field}" for field in differ if field not in listed)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -234,6 +235,9 @@ def test_methods_differ_only_by_what_their_cards_list(preset: str):
     favoured = configs | {"mopoe": resolve(DATASET, longer, preset).config}
     assert list(recipe_faults(favoured, METHODS | {"mopoe": longer})) == []
     assert len(list(recipe_faults(favoured, METHODS))) == len(METHODS) - 1
+    # So is a field that a card declares.
+    fieldless = METHODS | {"mvtcae": replace(METHODS["mvtcae"], fields={})}
+    assert len(list(recipe_faults(configs, fieldless))) == 2 * (len(METHODS) - 1)
     assert all(sum(share for _, share in card.stages) == 1 for card in METHODS.values())  # stages split one budget
 
 

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
-from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
-from baselines.mvtcae import MVTCAE
 from benchmark import registry
 from benchmark.api import Modality
 from benchmark.config import resolve
@@ -134,7 +132,9 @@ def test_loss_and_gradients_equal_the_objective_written_out(method, prior_subset
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_mvtcae_is_its_papers_objective_over_the_weight_of_a_reconstruction(modalities: int):
     """(M - a)/M rec + b ((1 - a) KL(q || p) + a/M sum of KL(q || q_m)), with KL(q || p) as here: flow and entropy."""
-    model = tiny(MVTCAE, "123"[:modalities], prior_weight=1.0).float()
+    model = tiny(
+        registry.load("method", "mvtcae", {"beta": 3.0, "alpha": 0.7}), "123"[:modalities], prior_weight=1.0
+    ).float()
     batch = {name: Draws("batch", rows=5).normal(name, 6) for name in model.names}
     loss, parts = model.loss(batch, "joint", Draws("mvtcae", rows=5))
     mean, log_variance = model.encode(model.observe(batch)[0])
@@ -142,7 +142,7 @@ def test_mvtcae_is_its_papers_objective_over_the_weight_of_a_reconstruction(moda
     precision = torch.exp(-log_variance).sum(1)
     joint = Normal((torch.exp(-log_variance) * mean).sum(1) / precision, precision.rsqrt())
     conditional = kl_divergence(joint.expand((modalities, 5, 4)), transposed(experts))
-    a, b = 5 / 6, model.config.encoder_grad_scale * 400 / 3 * 4 / 6  # latents have 4 dimensions, and rows 6
+    a, b = 0.7, 3.0 * 4 / 6  # latents have 4 dimensions, and rows 6
     weight = (modalities - a) / modalities
     objective = weight * parts["reconstruction"] + b * (
         (1 - a) * -joint.entropy().mean(-1).mean() + a / modalities * conditional.mean(-1).sum(0).mean()
@@ -515,7 +515,7 @@ def test_scale_gradient_is_the_identity_forward_and_a_factor_backward():
 def test_private_latents_come_from_the_auxiliary_prior_given_others_and_from_the_prior_given_nothing():
     card = registry.card("dataset", "gaussian_mixture")
     config = resolve(card, None, "smoke", ["latent_size=4", "private_size=3"]).config
-    model = MMVAEPlus([Modality(name, (6,)) for name in "123"], config)
+    model = registry.load("method", "mmvaeplus")([Modality(name, (6,)) for name in "123"], config)
     with torch.no_grad():
         model.auxiliary.copy_(torch.randn(3, 1, 3))
     scale = model.auxiliary_scale()

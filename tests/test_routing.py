@@ -23,7 +23,6 @@ from torch import Tensor
 
 from baselines.mld import MLD
 from baselines.mmvae import MMVAE
-from baselines.mmvaeplus import MMVAEPlus
 from baselines.mopoe import MoPoE
 from baselines.mvae import MVAE
 from benchmark import registry
@@ -211,6 +210,7 @@ def gradient_faults(model: LatentModel, every: Route, table: Routes) -> Iterator
                 card.stages[0][0],
                 prior_weight=0.0,
                 encoder_grad_scale=0.0,
+                **({"kl_weight": 0.0} if fusion else {}),
             )
             yield from reach_faults(f"reconstruction of {target} from {given}", expected, found)
     for subset, experts in table.prior().items():
@@ -271,13 +271,15 @@ def given_of(subset: str, model: LatentModel) -> dict[str, Tensor]:
 def reached(model: LatentModel, observed: str, route: Route, stage: str, **overrides: float) -> set[str]:
     """The parts of the model that the loss gives any gradient that is not exactly zero."""
     model.zero_grad(set_to_none=True)
-    before = model.config
+    before, own = model.config, {name: overrides.pop(name) for name in [*overrides] if hasattr(type(model), name)}
+    vars(model).update(own)
     model.config = replace(before, **overrides)
     model.routes = lambda observed, draws: route
     try:
         loss, _ = model.loss(batch_of(observed, model), stage, Draws("routing", rows=4))
     finally:
-        del model.routes
+        for name in ("routes", *own):
+            delattr(model, name)
         model.config = before
     if loss.requires_grad:
         loss.backward()
@@ -535,7 +537,7 @@ class EveryExpertInfers(MMVAE):
         return given
 
 
-class OwnPrivateLatentForAll(MMVAEPlus):
+class OwnPrivateLatentForAll(registry.load("method", "mmvaeplus")):
     def reconstruction(self, x: Tensor, z: Tensor, targets: Tensor, draws: Draws) -> Tensor:
         latent = self.config.latent_size
         own = z[:1, :, latent:].expand(3, -1, -1)
