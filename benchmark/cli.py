@@ -317,7 +317,7 @@ def reproduce(
         return _print_plan(prepared)
     work = Work(device=device, minutes=max_time, fresh=fresh, executor=executor, most=max_jobs, slurm=slurm)
     errors = _carry_out(prepared, settings, work, ["reproduce", table])
-    _print_table(loaded.only(method), rows_of(prepared, local(runs)), settings, format)
+    _print_table(loaded.only(method), rows_of(prepared, local(settings.results)), settings, format)
     for why in _absent(loaded).values() if not method else ():
         print(f"without {why}", file=sys.stderr)
     _suggest(loaded, settings, seeds)
@@ -412,13 +412,14 @@ def report_command(
     Example: bench report --preset cpu --out report.html
     """
     from benchmark import report as module
+    from benchmark.records import Results
     from benchmark.rows import Settings, presets_with_rows
 
     if preset:
         known_name(preset, PRESETS, "preset", "--preset")
-    chapters, lacking = [], []
-    for name in [preset] if preset else presets_with_rows(runs, reference):
-        settings = Settings(preset=name, runs=runs, overrides=set_, own=method, reference=reference)
+    chapters, lacking, rows = [], [], Results(runs / "results.csv")
+    for name in [preset] if preset else presets_with_rows(rows, reference):
+        settings = Settings(preset=name, runs=runs, overrides=set_, own=method, reference=reference, shared=rows)
         try:
             chapters.append(module.chapter_of(settings))
         except UserError as error:  # rows of older code alone; another preset's may be newer
@@ -762,20 +763,20 @@ def _stoppable(again: str = "the same command") -> Iterator[None]:
 
 def _print_means(prepared: list[Run], settings: Settings) -> None:
     """A line per method, task and metric: mean over cells and seeds."""
-    from benchmark import records
     from benchmark.api import Cell
+    from benchmark.records import KEY
+    from benchmark.rows import rows_of
 
-    results = settings.runs / "results.csv"
-    ids = {(each.row_id(metric), registry.stem(metric)) for each in prepared for metric in each.job.metrics}
+    rows = rows_of(prepared, settings.results.frame())
     found: dict[tuple[str, str, str], dict[tuple[str | int, ...], float]] = {}
-    for record in records.read(results):
-        if (record.run_id, record.metric) in ids and record.value is not None:
-            cell = Cell("", tuple(filter(None, record.given.split("+"))), tuple(record.want.split("+")))
-            task = "criteria" if record.want.startswith("factor:") else cell.task
-            found.setdefault((record.method, task, record.metric), {})[record.key] = record.value
+    for row in rows[rows["status"] == "ok"].to_dict("records"):
+        cell = Cell("", tuple(filter(None, row["given"].split("+"))), tuple(row["want"].split("+")))
+        task = "criteria" if row["want"].startswith("factor:") else cell.task
+        key = tuple(row[column] for column in KEY)
+        found.setdefault((row["method"], task, row["metric"]), {})[key] = row["value"]
     for (method, task, metric), values in found.items():
         print(f"{method:16} {task:12} {metric:20} {sum(values.values()) / len(values):10.4f}   mean of {len(values)}")
-    print(f"\nRows: {results}")
+    print(f"\nRows: {settings.results.path}")
     dataset = registry.stem(prepared[0].job.dataset)
     for name, path in table_files().items():
         if name.startswith("table") and read_toml(path)["dataset"] == dataset:

@@ -224,7 +224,7 @@ def _results() -> Iterator[Finding]:
     for preset in PRESETS:
         path, option = reference_path(preset), f"--preset {preset}"
         if path.exists():
-            yield Finding("ok", f"reference rows of preset {preset}: {len(records.read(path))}")
+            yield Finding("ok", f"reference rows of preset {preset}: {len(records.load(path))}")
         else:
             yield Finding(
                 "missing",
@@ -251,7 +251,7 @@ def _runs(runs: Path) -> Iterator[Finding]:
         "" if enough else "free space, or name another folder with --runs",
     )
     if (runs / "results.csv").exists():
-        yield Finding("ok", f"your rows: {len(records.read(runs / 'results.csv'))} in {runs / 'results.csv'}")
+        yield Finding("ok", f"your rows: {len(records.load(runs / 'results.csv'))} in {runs / 'results.csv'}")
 
 
 def _git() -> Iterator[Finding]:

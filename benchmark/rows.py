@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from benchmark import records, registry, tables
 from benchmark.api import UserError
 from benchmark.config import PRESETS
+from benchmark.records import Results
 from benchmark.tables import Job
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class Settings:
     """What names a command's runs: a preset's recipe with `overrides`, in a folder of runs.
 
     own: methods that the user names, of which some may be files. reference: the committed rows are read instead of the
-    folder's.
+    folder's. shared: the folder's rows, where the command has other settings that read them, too.
     """
 
     preset: str
@@ -31,12 +33,18 @@ class Settings:
     overrides: Sequence[str] = ()
     own: Sequence[str] = ()
     reference: bool = False
+    shared: Results | None = None
+
+    @functools.cached_property
+    def results(self) -> Results:
+        """The folder's rows, which all runs of these settings share."""
+        return self.shared or Results(self.runs / "results.csv")
 
     def prepare(self, job: Job) -> Run:
         """The job as a run of the folder. Raises UserError for anything unknown."""
         from benchmark import runner
 
-        return runner.prepare(job, self.runs, self.overrides)
+        return runner.prepare(job, self.runs, self.overrides, self.results)
 
     def rows(self) -> pd.DataFrame:
         """The rows by the code as it is now: other overrides and older code made other runs.
@@ -73,19 +81,20 @@ class Settings:
         ]
 
     def _of_preset(self) -> pd.DataFrame:
-        frame = local(self.runs)
+        frame = local(self.results)
         return frame[frame["preset"] == self.preset]
 
 
 def rows_of(runs: Sequence[Run], frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of exactly these runs: an override or changed code makes other runs."""
     ids = {metric: {run.row_id(metric) for run in runs} for metric in frame["metric"].unique()}
+    frame = frame[frame["run_id"].isin(set().union(*ids.values()))]  # of many rows the few that remain to be looked at
     return frame[[row in ids[metric] for row, metric in zip(frame["run_id"], frame["metric"], strict=True)]]
 
 
-def local(runs: Path) -> pd.DataFrame:
+def local(results: Results) -> pd.DataFrame:
     """The rows of a folder of runs, each as it was written last. Raises UserError where there is no such file."""
-    return records.latest(records.load(runs / "results.csv", must_exist=True))
+    return records.latest(results.frame(must_exist=True))
 
 
 def reference(preset: str) -> pd.DataFrame:
@@ -100,11 +109,11 @@ def reference_path(preset: str) -> Path:
     return tables.RESULTS / "reference" / f"{preset}.csv"
 
 
-def presets_with_rows(runs: Path, committed: bool) -> list[str]:
+def presets_with_rows(results: Results, committed: bool) -> list[str]:
     """Raises UserError where a folder of runs has no rows; `committed`: of the committed ones instead."""
     if committed:
         return [name for name in PRESETS if reference_path(name).exists()]
-    found = set(local(runs)["preset"])
+    found = set(results.frame(must_exist=True)["preset"])
     if not found:
-        raise UserError(f"{runs / 'results.csv'} has no rows: run bench reproduce first")
+        raise UserError(f"{results.path} has no rows: run bench reproduce first")
     return [name for name in PRESETS if name in found]

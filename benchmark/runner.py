@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from benchmark.evaluate import Result, evaluate_cell
 from benchmark.files import is_temporary, lock, write_file
 from benchmark.processes import here
 from benchmark.progress import Report
-from benchmark.records import Record
+from benchmark.records import Record, Results
 from benchmark.runtime import device_name, seeded
 from benchmark.samples import Samples
 from benchmark.tables import Job
@@ -50,6 +50,7 @@ class Run:
     """A job with everything resolved: what it is, where it lives, and what its rows will say.
 
     Runs that differ in how they are scored alone share a `training_id`, and with it a directory and its checkpoint.
+    `rows`: the local results file's, which the runs of one command share, so that it is parsed once.
     """
 
     job: Job
@@ -61,11 +62,12 @@ class Run:
     run_id: str
     training_id: str
     directory: Path
+    rows: Results = field(compare=False, repr=False)
 
     @property
     def results(self) -> Path:
         """The local results file."""
-        return self.directory.parents[3] / "results.csv"
+        return self.rows.path
 
     def row_id(self, metric: str) -> str:
         """The `run_id` of a metric's rows: the run's own, unless `--set` changed a field of that metric."""
@@ -73,8 +75,11 @@ class Run:
         return digest([self.run_id, changed]) if changed else self.run_id
 
 
-def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
-    """Resolve a job without touching torch's state or the disk. Raises UserError for anything unknown."""
+def prepare(job: Job, runs: Path, overrides: Sequence[str] = (), rows: Results | None = None) -> Run:
+    """Resolve a job without touching torch's state or the disk; `rows`: of the other runs in that folder.
+
+    Raises UserError for anything unknown.
+    """
     method_card: MethodCard = registry.card("method", job.method)
     dataset_card: DatasetCard = registry.card("dataset", job.dataset)
     metrics = {registry.stem(metric): registry.card("metric", metric) for metric in job.metrics}
@@ -90,7 +95,8 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = ()) -> Run:
     what = (name, data, job.seed, method_card.version, dataset_card.version, code)
     run_id, training_id = digest([config.values(), *what]), _training_id(config, what)
     directory = runs / job.preset / data / name / _folder(job, training_id)
-    return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory)
+    rows = rows or Results(runs / "results.csv")
+    return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory, rows)
 
 
 def _folder(job: Job, training_id: str) -> str:
@@ -104,10 +110,10 @@ def _training_id(config: Config, what: Sequence[Any]) -> str:
 def missing(run: Run) -> list[tuple[Cell, str]]:
     """The (cell, metric) pairs that the results file lacks for this very run; errors are tried again, and numbers of
     older scoring code are computed anew."""
-    found = records.latest(records.load(run.results))
-    current = {registry.stem(metric): _sources(run, metric) for _, metric in run.job.scores}
-    found = found[found["sources"] == found["metric"].map(current)]
     ids = {metric: run.row_id(metric) for metric in run.job.metrics}
+    found = records.latest(run.rows.of_runs(ids.values()))
+    current = {registry.stem(metric): _sources(run, metric) for metric in run.job.metrics}
+    found = found[found["sources"] == found["metric"].map(current)]
     done = {each: records.done_keys(found, each) for each in set(ids.values())}
     return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done[ids[metric]]]
 
@@ -478,8 +484,7 @@ def _forget(run: Run, everything: bool) -> None:
     What others put there stays: a notebook's checkpoints, a file browser's notes, `lost+found`.
     """
     if everything:
-        for each in {run.run_id, *map(run.row_id, run.job.metrics)}:
-            records.drop(run.results, each)
+        run.rows.drop({run.run_id, *map(run.row_id, run.job.metrics)})
     try:
         for path in run.directory.iterdir():
             if everything and path.name in _OURS and path.is_dir():
