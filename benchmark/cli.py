@@ -764,12 +764,12 @@ def _stoppable(again: str = "the same command") -> Iterator[None]:
 def _print_means(prepared: list[Run], settings: Settings) -> None:
     """A line per method, task and metric: mean over cells and seeds."""
     from benchmark.api import Cell
-    from benchmark.records import KEY
+    from benchmark.records import KEY, dicts_of
     from benchmark.rows import rows_of
 
     rows = rows_of(prepared, settings.results.frame())
     found: dict[tuple[str, str, str], dict[tuple[str | int, ...], float]] = {}
-    for row in rows[rows["status"] == "ok"].to_dict("records"):
+    for row in dicts_of(rows[rows["status"] == "ok"]):
         cell = Cell("", tuple(filter(None, row["given"].split("+"))), tuple(row["want"].split("+")))
         task = "criteria" if row["want"].startswith("factor:") else cell.task
         key = tuple(row[column] for column in KEY)

@@ -21,7 +21,7 @@ from benchmark.api import UserError
 from benchmark.files import lock, replacing, write_atomic, write_file
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 KEY = ("preset", "dataset", "given", "want", "method", "metric", "seed")
 VERSIONS = ("method_version", "dataset_version", "metric_version", "protocol", "precision")
@@ -276,9 +276,24 @@ def _frame(columns: Sequence[Sequence[Any]]) -> DataFrame:
 
 def records_of(frame: DataFrame) -> list[Record]:
     """The inverse of `frame_of`; further columns are left out."""
-    return [
-        _record(dict(zip(COLUMNS, row, strict=True))) for row in frame[list(COLUMNS)].itertuples(index=False, name=None)
-    ]
+    return [_record(row) for row in dicts_of(frame[list(COLUMNS)])]
+
+
+def dicts_of(frame: DataFrame) -> list[dict[str, Any]]:
+    """Each row as a dict of plain Python values: `to_dict("records")` in a tenth of the time."""
+    columns = [_listed(frame[name]) for name in frame]
+    names = list(frame)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _listed(column: Series) -> list[Any]:
+    """Its plain Python values; those of a text column, which come one by one, once for all rows of a text."""
+    import pandas
+
+    if pandas.api.types.is_numeric_dtype(column.dtype):
+        return column.tolist()
+    codes, texts = pandas.factorize(column, use_na_sentinel=False)
+    return texts.to_numpy(object)[codes].tolist()
 
 
 def latest(frame: DataFrame) -> DataFrame:

@@ -24,10 +24,10 @@ from benchmark.files import write_file
 from benchmark.formats import html_body
 from benchmark.page import Page, headed, page_of
 from benchmark.progress import Report
-from benchmark.records import KEY
+from benchmark.records import KEY, dicts_of
 from benchmark.rows import Settings
 from benchmark.runner import Run, things_of
-from benchmark.summary import column_rows
+from benchmark.summary import by_method, column_rows
 from benchmark.tables import Table, load_table, table_files
 from benchmark.templates import render
 from benchmark.train import read_log
@@ -195,7 +195,7 @@ def _sections(chapter: Chapter, samples: bool, device: str, report: Report) -> I
     if samples:
         yield from _samples(chapter.runs, device, report)
     say(4, "done")
-    others = [row for row in chapter.rows.to_dict("records") if _key(row) not in seen]
+    others = [row for row in dicts_of(chapter.rows) if _key(row) not in seen]
     yield Section(3, "The rows behind the numbers", _rows_page(behind, others), "Rows")
 
 
@@ -249,9 +249,9 @@ def _rows_behind(chapter: Chapter, table: Table, names: Iterator[int]) -> dict[t
     found = {}
     for column in table.columns:
         wanted = column.cells(table.dataset, modalities)
-        rows = column_rows(chapter.rows, chapter.preset, wanted, column.metric, table.rows)
+        rows = by_method(column_rows(chapter.rows, chapter.preset, wanted, column.metric, table.rows))
         for method in table.rows:
-            if own := [row for row in rows if row["method"] == method]:
+            if own := rows.get(method):
                 heading = f"{registry.label(method)}, {column.header}: {column.metric}"
                 found[method, column.header] = Group(heading, own, f"rows-{chapter.preset}-{next(names)}")
     return found
@@ -449,8 +449,9 @@ def _samples(runs: Sequence[Run], device: str, report: Report) -> Iterator[Secti
     for run in sorted(runs, key=lambda run: run.job.seed):
         if run.method_card.stages and run.directory.is_dir():
             first.setdefault((run.job.dataset, run.job.method), run)
+    shown = {run.run_id for run in first.values()}
     for dataset in dict.fromkeys(run.job.dataset for run in runs):
-        own = [run for run in runs if run in first.values() and run.job.dataset == dataset]
+        own = [run for run in runs if run.run_id in shown and run.job.dataset == dataset]
         if not own:
             continue
         things = hasattr(registry.load("dataset", dataset), "render")

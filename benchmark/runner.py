@@ -313,7 +313,7 @@ def _carry_on(run: Run, identity: str, device: str) -> None:
     if len(run.method_card.stages) != 1:
         return
     shorter: list[tuple[int, Path, str]] = []
-    for path in run.directory.parent.glob("*/config.json"):
+    for path in run.directory.parent.glob(f"{_folder(run.job, '*')}/config.json"):
         facts = _described(path)
         updates = facts.get("config", {}).get("updates", run.config.updates)
         its_id = _training_id(replace(run.config, updates=updates), run.what)

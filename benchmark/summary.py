@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.api import Cell, UserError
-from benchmark.records import KEY, MEASURED, VERSIONS, shared_protocol
+from benchmark.records import KEY, MEASURED, VERSIONS, dicts_of, shared_protocol
 from benchmark.tables import RESULTS, Column, Table
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def column_rows(
     sought = {(cell.dataset, "+".join(cell.given), "+".join(cell.want)) for cell in wanted}
     chosen = frame[(frame["preset"] == preset) & (frame["metric"] == metric) & frame["method"].isin(methods)]
     chosen = chosen.assign(given=chosen["given"].fillna("").astype(str))
-    rows = [row for row in chosen.to_dict("records") if (_name(row), row["given"], row["want"]) in sought]
+    cells = dicts_of(chosen[["dataset", "given", "want"]])
+    rows = dicts_of(chosen[[(_name(cell), cell["given"], cell["want"]) in sought for cell in cells]])
     guard([row for row in rows if row["status"] == "ok"])
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row["status"].startswith("error")):  # stable: answers come first
@@ -59,7 +60,11 @@ def column_rows(
 def guard(rows: Sequence[Mapping[str, Any]], alike: Sequence[str] = ONE_PER_COLUMN) -> None:
     """Raises UserError, naming two rows, unless all rows are `alike` and each method has one version and checkpoint."""
     firsts: dict[tuple[str, str], tuple[Any, Mapping[str, Any]]] = {}
+    names = {*alike, "method", *ONE_PER_METHOD}
+    differing: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
+        differing.setdefault(tuple(row[name] for name in names), row)
+    for row in differing.values():
         stated = [(name, "", shared_protocol(row[name]) if name == "protocol" else row[name]) for name in alike]
         stated += [(name, row["method"], row[name]) for name in ONE_PER_METHOD]
         for name, method, value in stated:
@@ -78,6 +83,14 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _named(row: Mapping[str, Any]) -> str:
     return f"{row['method']} seed {row['seed']}"
+
+
+def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each method that has any."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], []).append(row)
+    return found
 
 
 def seed_means(rows: Iterable[Mapping[str, Any]], cell_count: int) -> tuple[dict[int, float], str]:
@@ -117,9 +130,9 @@ def summarise(frame: pd.DataFrame, table: Table, preset: str, modalities: Sequen
     summary = []
     for column in table.columns:
         wanted = column.cells(table.dataset, modalities)
-        rows = column_rows(frame, preset, wanted, column.metric, table.rows)
+        rows = by_method(column_rows(frame, preset, wanted, column.metric, table.rows))
         for method in table.rows:
-            own = [row for row in rows if row["method"] == method]
+            own = rows.get(method, [])
             entry: dict[str, Any] = {"preset": preset, "method": method, "column": column.header}
             entry |= {"metric": column.metric, "cells": len(wanted)}
             summary.append(entry | _summary(own, len(wanted), table.seeds.get(preset, 1)))

@@ -400,6 +400,68 @@ def test_tables_and_claims_leave_out_other_settings(finished: Path, tmp_path: Pa
         assert bench(*command, "--preset", "smoke", "--runs", runs).status == 2  # nothing of the plain recipe
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The file of each line that is parsed."""
+    real, found = records._parsed, []
+
+    def count(content: bytes, path: Path, first: int) -> object:
+        found.extend([path] * content.count(b"\n"))
+        return real(content, path, first)
+
+    monkeypatch.setattr(records, "_parsed", count)
+    return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reproduce", "table5", "--plan"],
+        ["reproduce", "table5", "-m", "muni", "-m", "chance", "-s", "0"],
+        ["run", "-m", "muni", "-s", "0-9", "--plan"],
+        ["table", "table5"],
+        ["claims"],
+        ["check"],
+        ["report", "--no-samples", "--out", "page.html"],
+    ],
+)
+def test_a_command_parses_each_row_once(
+    words: list[str], finished: Path, results: Path, parsed: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = records.load(finished / "results.csv")
+    records.write_sorted(results / "reference" / "smoke.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    parsed.clear()
+    assert bench(*words, *SMALL, "--runs", finished).status == 0
+    assert parsed.count(finished / "results.csv") == len(rows)
+    assert parsed.count(results / "reference" / "smoke.csv") == (len(rows) if words[0] == "check" else 0)
+
+
+def test_a_running_command_parses_each_row_once_and_sees_those_of_others(
+    runs: Path, parsed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "-m", "real", "-m", "chance", "-t", "uncond", *SMALL, "--runs", runs]
+    assert bench(*command).status == 0
+    lines = len(records.read(runs / "results.csv"))
+    shutil.copy(runs / "results.csv", runs / "others.csv")
+    (runs / "results.csv").unlink()
+    executed = []
+
+    def execute(run: runner.Run, *arguments: object) -> list[str]:
+        executed.append(run.job.method)
+        shutil.copy(runs / "others.csv", runs / "results.csv")  # another process writes what both runs lack
+        return []
+
+    parsed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_execute_one", execute)
+        assert bench(*command).status == 0
+    assert executed == ["real"] and len(parsed) == lines
+    parsed.clear()
+    assert bench(*command, "--fresh").status == 0
+    assert len(parsed) == 2 * lines  # the old ones and the new ones
+
+
 def test_fresh_rows_take_the_place_of_old_ones_from_the_start(runs: Path) -> None:
     command = ["run", "-m", "chance", "-t", "one_to_one", *SMALL, "--runs", runs]
     assert bench(*command).status == 0

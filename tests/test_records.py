@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -21,7 +23,20 @@ from hypothesis import strategies as some
 
 from benchmark import records
 from benchmark.api import UserError
-from benchmark.records import COLUMNS, KEY, MEASURED, VERSIONS, Record, append, done_keys, frame_of, latest, load, read
+from benchmark.records import (
+    COLUMNS,
+    KEY,
+    MEASURED,
+    VERSIONS,
+    Record,
+    Results,
+    append,
+    done_keys,
+    frame_of,
+    latest,
+    load,
+    read,
+)
 from tests import ROOT
 
 ROW = Record(
@@ -420,3 +435,123 @@ def test_a_number_that_no_table_can_hold_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("4294967295", str(2**63)))
     with pytest.raises(UserError, match=rf"line 3: seed is {2**63}, which is too large: mend or delete that line"):
         load(path)
+
+
+# The rows that a command asks for again and again.
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many lines each parse had."""
+    real, found = records._parsed, []
+
+    def count(content: bytes, *arguments: Any, **options: Any) -> Any:
+        found.append(content.count(b"\n"))
+        return real(content, *arguments, **options)
+
+    monkeypatch.setattr(records, "_parsed", count)
+    return found
+
+
+def test_rows_are_parsed_once_and_then_those_that_anybody_added(tmp_path: Path, parsed: list[int]) -> None:
+    path = tmp_path / "results.csv"
+    rows = Results(path)
+    assert len(rows.frame()) == 0 and len(rows.of_runs(["r1"])) == 0
+    append(path, many(3))
+    for _ in range(3):
+        assert records.records_of(rows.frame()) == many(3)
+    append(path, many(2, run_id="r2"))
+    assert [len(rows.of_runs([run_id])) for run_id in ("r1", "r2", "r3")] == [3, 2, 0]
+    with path.open("ab") as file:
+        file.write(b"smoke,cut by a cra")
+    assert len(rows.frame()) == 5
+    append(path, [replace(ROW, seed=9)])
+    assert records.records_of(rows.frame()) == read(path) and len(rows.frame()) == 6
+    assert sum(parsed) == 6 + 6  # each once, and all by `read`
+
+
+def edit(path: Path, old: bytes, new: bytes) -> None:
+    """As an editor that writes into the same file."""
+    with path.open("r+b") as file:
+        content = file.read().replace(old, new)
+        file.seek(0)
+        file.truncate()
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: records.write_sorted(path, frame_of(many(9))),  # another file in its place
+        lambda path: edit(path, b",0.1,", b",0.2,"),  # of the same length
+        lambda path: edit(path, b",muni,", b",mopoe,"),  # of another, with more than before
+        lambda path: os.truncate(path, path.read_bytes()[:-1].rfind(b"\n") + 1),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), append(path, many(2))),
+    ],
+)
+def test_a_file_that_was_changed_otherwise_is_parsed_anew(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    path = tmp_path / "results.csv"
+    rows = Results(path)
+    append(path, [ROW, *many(3)])
+    assert len(rows.frame()) == 4
+    change(path)
+    assert records.records_of(rows.frame()) == read(path)
+    append(path, [replace(ROW, seed=8)])
+    assert records.records_of(rows.frame()) == read(path)
+
+
+def test_a_damaged_line_is_named_whenever_the_rows_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    append(path, many(4))
+    rows = Results(path)
+    assert len(rows.frame()) == 4
+    with path.open("ab") as file:
+        file.write(path.read_bytes().splitlines(keepends=True)[-1].replace(b",512,", b",many,"))
+    append(path, [ROW])
+    for ask in (rows.frame, lambda: rows.of_runs(["r1"]), lambda: rows.drop(["r1"])):
+        with pytest.raises(UserError, match="line 6: n is 'many'"):
+            ask()
+    edit(path, b",many,", b",512,")
+    assert len(rows.frame()) == 6
+
+
+def test_a_dropped_run_leaves_the_others_as_they_are_written(tmp_path: Path, parsed: list[int]) -> None:
+    path = tmp_path / "results.csv"
+    rows = Results(path)
+    rows.drop(["r1"])
+    assert not path.exists()
+    append(path, [*many(2), *many(3, run_id="r2"), replace(ROW, seed=7)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows.drop(["nobody"])
+    assert path.read_bytes() == b"".join(lines)
+    rows.drop(["r1"])
+    assert path.read_bytes() == b"".join([lines[0], *lines[3:6]])
+    append(path, [replace(ROW, seed=9)])
+    assert [len(rows.of_runs([run_id])) for run_id in ("r1", "r2")] == [1, 3]
+    rows.drop(["r2", "r1", "nobody"])
+    assert path.read_bytes() == lines[0] and len(rows.frame()) == 0
+    append(path, many(1))
+    assert len(rows.of_runs(["r1"])) == 1
+    assert sum(parsed) == 6 + 1 + 1, "rows were parsed twice"
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=some.integers(0, 10**6), length=some.integers(0, 3), damage=some.text('",\r\n 0.ainf-é', max_size=3))
+def test_many_lines_at_once_are_read_as_strictly_as_one_by_one(place: int, length: int, damage: str) -> None:
+    lines = [records._line(row) for row in (ROW, replace(ROW, value=None, status='n/a: "a", b'), *many(2))]
+    content = "".join(lines)
+    place %= len(content)
+    damaged = (content[:place] + damage + content[place + length :]).encode()
+
+    def answer(at_once: int) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(records, "_AT_ONCE", at_once)
+            if at_once == 1:  # the strict way alone
+                patch.setattr(records, "_values", lambda lines: (_ for _ in ()).throw(ValueError()))
+            try:
+                return records._parsed(damaged, Path("results.csv"), first=2)
+            except UserError as error:
+                return str(error)
+
+    assert answer(500) == answer(1)

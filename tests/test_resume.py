@@ -337,3 +337,14 @@ def test_fresh_discards_what_the_run_has_with_its_samples(whole: Whole, runs: Pa
     (samples / "nothing_to_x1.png").touch()
     stopped = run("muni", runs, partial(at_call, UPDATE, 15, partial(send, signal.SIGTERM)), more=("--fresh",))
     assert (stopped.status, updates_done(runs), samples.exists()) == (130, 20, False)
+
+
+def test_a_run_looks_for_shorter_ones_among_those_of_its_seed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = runner.prepare(job_of("muni", "gaussian_mixture", "smoke", 1, []), runs)
+    for name in ("seed0-0123456789", "seed1-0123456789", "seed11-0123456789"):
+        (prepared.directory.parent / name).mkdir(parents=True)
+        (prepared.directory.parent / name / "config.json").touch()
+    looked_at = []
+    monkeypatch.setattr(runner, "_described", lambda path: looked_at.append(path.parent.name) or {})
+    runner._carry_on(prepared, "", "cpu")
+    assert looked_at == ["seed1-0123456789"]
