@@ -444,7 +444,7 @@ def _values(lines: Sequence[str]) -> Sequence[Sequence[Any]]:
         values[column] = list(map(int, values[column]))
         if max(map(abs, values[column])) >= 2**63:
             raise ValueError("too large")
-    if not set(values["seed"]).issubset(SEEDS):
+    if not all(seed in SEEDS for seed in set(values["seed"])):
         raise ValueError("no seed")
     for column in _NUMBERS:
         values[column] = [float(text) if text else None for text in values[column]]
