@@ -183,7 +183,7 @@ class Shade:
 
 @pytest.fixture
 def shade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "load", lambda kind, name: Shade)
+    monkeypatch.setattr(registry, "load", lambda kind, name, own=(): Shade)
 
 
 def config() -> Config:
@@ -275,7 +275,7 @@ def test_a_metrics_own_protocol_goes_with_its_score(tmp_path: Path, monkeypatch:
         def protocol(data: Any) -> dict[str, Any]:
             return {"judge": "of version 2", "rows": data.count("held out")}
 
-    monkeypatch.setattr(registry, "load", lambda kind, name: Stated)
+    monkeypatch.setattr(registry, "load", lambda kind, name, own=(): Stated)
     assert score(Echo(), Samples(tmp_path, {"run": 1})).protocol == {"judge": "of version 2", "rows": 600}
 
 
@@ -288,7 +288,7 @@ def test_a_metric_that_lacks_something_is_an_error_and_the_others_go_on(
         def compute(self) -> Score:
             raise RuntimeError("no Java:\nput java on the PATH")
 
-    monkeypatch.setattr(registry, "load", lambda kind, name: Lacking if name == "lacking" else Shade)
+    monkeypatch.setattr(registry, "load", lambda kind, name, own=(): Lacking if name == "lacking" else Shade)
     kept = Samples(tmp_path, {"run": 1})
     first, second = evaluate_cell(Echo(), Pairs(), CELL, ["lacking", "shade"], config(), 0, "cpu", kept=kept)
     assert (first.metric, first.reason, first.score) == ("lacking", "error: no Java: put java on the PATH", None)
