@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 # Two torch processes on the same cores otherwise spin at each other's barriers; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,14 +20,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 import typer
 
 from benchmark import __version__, registry, terminal
-from benchmark.api import SEEDS, TASKS, UserError, cells
+from benchmark.api import TASKS, UserError, cells
 from benchmark.config import PRESETS, default_preset, resolve
-from benchmark.files import expanded, folder_named
 from benchmark.formats import FORMATS, render
 from benchmark.page import page_of
 from benchmark.progress import progress
 from benchmark.strict import known_name, read_toml
-from benchmark.tables import MOST_SEEDS, Job, Table, job_of, load_table, table_files
+from benchmark.tables import Job, Table, job_of, load_table, table_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +51,9 @@ Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of 
 Preset = Annotated[
     str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, else cpu.")
 ]
+LARGEST_SEED, MOST_SEEDS = 2**32 - 1, 10_000
 Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
-Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=SEEDS[-1])]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
@@ -112,16 +111,10 @@ def main() -> None:
     sys.exit(status)
 
 
-def _at_home(word: str) -> str:
-    """`--runs=~/runs` with the home folder: there the shell leaves the `~` alone."""
-    option, path = re.fullmatch(r"(--[\w-]+=|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-    return option + str(expanded(Path(path))) if re.match(r"~[\w.-]*/|~$", path) else word
-
-
 def _status() -> int | str | None:
     """Carry out the command; its exit status."""
     try:
-        app([_at_home(word) for word in sys.argv[1:]], standalone_mode=True)
+        app(standalone_mode=True)
     except SystemExit as end:
         return end.code
     except UserError as error:
@@ -138,13 +131,8 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    if "WORLD_SIZE" in os.environ and context.invoked_subcommand not in ("run", "reproduce"):
-        from benchmark.processes import started  # which imports torch
-
-        if started() > 1:
-            raise UserError(f"bench {context.invoked_subcommand} is for one process: torchrun starts run and reproduce")
-    data = folder_named("MUNI_BENCH_DATA")
-    if data and not data.is_dir():
+    data = os.environ.get("MUNI_BENCH_DATA")
+    if data and not Path(data).is_dir():
         raise UserError(f"MUNI_BENCH_DATA={data}: no such folder: name the one that holds the data, or unset it")
     if version:
         print(f"muni-bench {__version__}")
@@ -327,21 +315,22 @@ def reproduce(
     _print_table(loaded.only(method), rows_of(prepared, local(settings.results)), settings, format)
     for why in _absent(loaded).values() if not method else ():
         print(f"without {why}", file=sys.stderr)
-    _suggest(loaded, settings, seeds)
+    _suggest(loaded, settings, seeds, sys.stdout if format == "term" else sys.stderr)
     if errors:
         raise typer.Exit(1)
 
 
-def _suggest(table: Table, settings: Settings, seeds: list[int]) -> None:
+def _suggest(table: Table, settings: Settings, seeds: list[int], file: TextIO) -> None:
     same = _same(settings)
     if not settings.own and not seeds:
-        print(f"\nNext: bench claims {same}   (which of the paper's claims hold here)")
+        print(f"\nNext: bench claims {same}   (which of the paper's claims hold here)", file=file)
         return
     first = f"{shlex.quote((settings.own or table.methods)[0])} --seed {seeds[0] if seeds else 0}"
     data = [] if table.dataset == "gaussian_mixture" else ["--dataset", table.dataset]
     print(
         f"\nNext: bench reproduce {table.id} {same}   (every method, every seed)"
-        f"\n      bench sample --method {first} {_same(settings, *data)}   (look at what it generates)"
+        f"\n      bench sample --method {first} {_same(settings, *data)}   (look at what it generates)",
+        file=file,
     )
 
 
@@ -719,7 +708,7 @@ def _here(prepared: list[Run], work: Work) -> list[str]:
     from benchmark import runner
     from benchmark.processes import here
 
-    device = _device(work.device)
+    device = _shared_device(work.device)
     if not here().main:
         runner.follow(prepared, device)
         raise typer.Exit
@@ -730,6 +719,12 @@ def _here(prepared: list[Run], work: Work) -> list[str]:
 
 def _away(prepared: list[Run], settings: Settings, work: Work, command: list[str]) -> list[str]:
     """Submit a job for each run that lacks numbers, and wait for all."""
+    from benchmark.processes import started
+
+    if started() > 1:
+        raise UserError(
+            "torchrun and --executor do not go together: start bench itself, which submits a job for each run"
+        )
     if work.fresh:
         raise UserError("--fresh and --executor do not go together: a job that is queued again would start anew")
     if find_spec("submitit") is None:
@@ -819,8 +814,8 @@ def _seeds(texts: list[str]) -> list[int]:
         numbers = range(int(low), int(high or low) + 1) if low.isdecimal() and (high or low).isdecimal() else range(0)
         if not numbers or part.endswith("-"):
             raise UserError(f"--seed {part}: write a number, a range such as 0-4, or a list such as 0,2,5")
-        if numbers[-1] not in SEEDS or numbers[-1] - numbers[0] >= MOST_SEEDS:
-            raise UserError(f"--seed {part}: seeds end at {SEEDS[-1]}, and a range has {MOST_SEEDS} at most")
+        if numbers[-1] > LARGEST_SEED or numbers[-1] - numbers[0] >= MOST_SEEDS:
+            raise UserError(f"--seed {part}: seeds end at {LARGEST_SEED}, and a range has {MOST_SEEDS} at most")
         seeds += numbers
     return list(dict.fromkeys(seeds))
 
@@ -831,17 +826,22 @@ def _preset(name: str) -> str:
     return name or default_preset()
 
 
+def _shared_device(name: str) -> str:
+    """The device of this process among those that torchrun started, which it meets; or of the only one."""
+    from benchmark import processes
+
+    if (count := processes.started()) == 1:
+        return _device(name)
+    if find_spec("accelerate") is None:
+        from benchmark.doctor import install_command
+
+        raise UserError(f"no {count} processes: accelerate is missing: {install_command('scale')}")
+    return processes.join(name)
+
+
 def _device(name: str) -> str:
     import torch
 
-    from benchmark import processes
-
-    if processes.started() > 1:
-        if find_spec("accelerate") is None:
-            from benchmark.doctor import install_command
-
-            raise UserError(f"no {processes.started()} processes: accelerate is missing: {install_command('scale')}")
-        return processes.join(name)
     if not name:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

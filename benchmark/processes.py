@@ -7,7 +7,10 @@ A process alone is the null case: it agrees with itself, and nothing is sent.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -18,6 +21,9 @@ from torch import Tensor
 from benchmark.api import UserError
 
 PATIENCE = timedelta(days=30)  # the others wait as long while the main process scores
+MEETING_SECONDS = 60.0  # until a process that waits for the others to start says so
+# What torchrun sets for each process.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Processes:
@@ -112,8 +118,30 @@ def here() -> Processes:
 
 
 def started() -> int:
-    """How many processes torchrun started; 1 where it started none."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun started; 1 where it started none.
+
+    Raises UserError where several are spoken of, and not as torchrun does: something else left that behind.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count in ("", "1"):
+        return 1
+    lacking = [name for name in TORCHRUN if not os.environ.get(name)]
+    if lacking or not _consistent():
+        wrong = f"without {', '.join(lacking)}" if lacking else "with numbers that do not fit together"
+        raise UserError(
+            f"WORLD_SIZE={count} is set {wrong}, so not by torchrun: unset {' '.join(TORCHRUN)}, or start the command "
+            "with torchrun"
+        )
+    return int(count)
+
+
+def _consistent() -> bool:
+    """Whether what torchrun sets can be of one process among several."""
+    values = [os.environ[name] for name in TORCHRUN[:4]]
+    if not all(value.isdecimal() for value in values):
+        return False
+    rank, count, local_rank, local_count = map(int, values)
+    return rank < count and local_rank < local_count <= count
 
 
 def join(device: str) -> str:
@@ -126,9 +154,24 @@ def join(device: str) -> str:
         raise UserError(
             f"--device {device}: of several processes each takes a GPU of its own: say cpu, cuda or nothing"
         )
-    gpus, beside = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus, beside = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpus = device == "cuda" or (not device and gpus > 0)
     if on_gpus and gpus < beside:
         raise UserError(f"{beside} processes and {gpus} GPUs here: start one for each at most, or say --device cpu")
-    _here = Together(cpu=not on_gpus)
+    with _patience_told():
+        _here = Together(cpu=not on_gpus)
     return str(_here.device)
+
+
+@contextlib.contextmanager
+def _patience_told() -> Iterator[None]:
+    """Says after a while what is waited for: the others never come where another command's variables were left."""
+    rank, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    line = f"bench: process {rank} of {count} waits for the others; if torchrun did not start it: unset WORLD_SIZE"
+    timer = threading.Timer(MEETING_SECONDS, functools.partial(print, line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

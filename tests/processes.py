@@ -14,7 +14,7 @@ import pkgutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ TINY = {
     "decoder_steps": 3,
 }
 SMALL = ["--preset", "smoke", "--device", "cpu", *(word for k, v in TINY.items() for word in ("--set", f"{k}={v}"))]
+
+# What torchrun sets for the first of two processes, which here has nobody to meet.
+ONE_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+ONE_OF_TWO |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 SECONDS = 240  # a command takes a few
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -71,6 +75,11 @@ def put(name: str, value: object) -> None:
     """Set what `name`, "module:attribute", names."""
     module, _, attribute = name.partition(":")
     setattr(pkgutil.resolve_name(module), attribute, value)
+
+
+def put_environment(values: Mapping[str, str]) -> None:
+    """Set variables, of which the server that forks may know others."""
+    os.environ.update(values)
 
 
 def at_call(function: str, nth: int, instead: Callable[..., Any]) -> None:

@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import registry
+from benchmark import cli, processes, registry
 from benchmark.api import Modality, UserError, words_of
-from benchmark.processes import Processes
+from benchmark.processes import Processes, started
 from benchmark.runtime import Draws
 from models.latent import LatentModel
 from tests import ROOT
+from tests.command import bench as alone
 from tests.latent_models import KINDS, build
-from tests.processes import SMALL, checkpoint_of, rows
+from tests.processes import ONE_OF_TWO, SMALL, checkpoint_of, rows
 
 TRAINED = [name for name in registry.index("method") if registry.card("method", name).stages]
 ROWS = 12
@@ -104,6 +105,56 @@ def test_losses_and_gradients_of_shares_average_to_those_of_the_whole(name: str,
     for shares in (2, 4):
         assert departure(name, KINDS[kind], shares) < 1e-5
     assert departure(name, KINDS[kind], 2, AlwaysTheFirst) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("left", "line"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 is set without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT",
+        ),
+        (ONE_OF_TWO | {"RANK": ""}, "WORLD_SIZE=2 is set without RANK, so not by torchrun: unset "),
+        (ONE_OF_TWO | {"RANK": "2"}, "WORLD_SIZE=2 is set with numbers that do not fit together, so not by torchrun"),
+        (ONE_OF_TWO | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two is set with numbers that do not fit together"),
+    ],
+)
+def test_what_is_left_of_another_commands_processes_is_one_line_where_it_counts(
+    left: dict[str, str], line: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    for more in ([], ["--executor", "local"]):
+        answer = alone(*RUN, "--runs", runs, *more)
+        assert answer.status == 2
+        assert answer.err.startswith(f"bench: {line}")
+    assert list(runs.iterdir()) == []
+    assert alone("table", "table5", "--preset", "cpu", "--reference").status == 0
+
+
+def test_variables_of_torchrun_concern_no_other_command_nor_one_process(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ONE_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    assert alone("table", "table5", "--preset", "cpu", "--reference").status == 0
+    assert cli._device("cpu") == "cpu"
+    assert alone("--version").status == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert started() == 1
+
+
+def test_a_process_that_waits_for_the_others_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in ONE_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "MEETING_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "Together", lambda cpu: time.sleep(0.5) or Processes())
+    monkeypatch.setattr(Processes, "device", "cpu", raising=False)
+    monkeypatch.setattr(processes, "_here", processes.here())
+    assert processes.join("cpu") == "cpu"
+    assert "process 0 of 2 waits for the others; if torchrun did not start it: unset " in capsys.readouterr().err
 
 
 # Two processes with torchrun.
