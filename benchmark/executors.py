@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark import slurm
 from benchmark.api import UserError, one_line
 from benchmark.files import write_atomic
 from benchmark.progress import Report
+from benchmark.slurm import Said, Scheduler
 from benchmark.strict import known_name
 
 if TYPE_CHECKING:  # a job reads this file for its `Command` alone: torch is left to what that starts
@@ -32,14 +37,20 @@ if TYPE_CHECKING:  # a job reads this file for its `Command` alone: torch is lef
 RECORD = "job.json"  # in a run's directory while a job of it may go on
 PROCESSES = Path("/proc")  # of this machine, where it has that
 POLL_SECONDS = 2.0
-MINUTES = {"local": 365 * 24 * 60, "slurm": 24 * 60}  # a job's time limit, where --slurm time= does not say
-GRACE_SECONDS = 90  # from SIGUSR2 to the end of that, where --slurm signal_delay_s= does not say
-QUEUE_SECONDS = 15.0  # of those, what it takes to queue the job again
+EXECUTORS = ("local", "slurm")
+MINUTES = 365 * 24 * 60  # time limit of a job on this machine
+LONGEST_PAUSE = 60.0  # until a cluster that took no more jobs is asked again
+PASSING = re.compile("SubmitJob|temporarily", re.IGNORECASE)  # in sbatch's words: it will take the job later
+SETTLE_SECONDS = 0.5  # from SIGUSR2 to a job until its command is told by SIGTERM
 PATIENCE_SECONDS = 10.0  # from SIGTERM to a job until its command, which may have heard of it too, is told
 
 
 class Left(Exception):
     """The user no longer waits, and jobs go on; the message says which, and how to see and to cancel them."""
+
+
+class Refused(UserError):
+    """A job is not submitted."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +61,14 @@ class Job:
     number: str
     host: str
 
+    def said(self, folder: Path) -> Said:
+        """SLURM's word on it; nothing of a job of another executor."""
+        return _scheduler(folder).said(self.number) if self.executor == "slurm" else Said()
+
     def going_on(self, folder: Path) -> bool:
         """Whether it waits or runs, as far as can be seen from here."""
         if self.executor == "slurm":
-            return not _slurm_job(folder, self.number).done()
+            return not self.said(folder).over
         if self.host != socket.gethostname():
             return False  # the lock of its run directory tells
         return "submitit" in _command_line(self.number)  # the number may be another process's by now
@@ -64,7 +79,7 @@ class Command:
 
     A second signal makes the command stop without a checkpoint, and SLURM signals this process alone (proctrack/cgroup)
     or the command besides (linuxproc, pgid), SIGTERM and SIGUSR2 perhaps both. So the command hears no SIGUSR2, and
-    SIGTERM from here once: at SIGUSR2 at once, and after a SIGTERM only where that has not ended it.
+    SIGTERM from here once: at SIGUSR2 soon, and after a SIGTERM only where that has not ended it.
     """
 
     def __init__(self, words: Sequence[str], directory: str, environment: Mapping[str, str], grace: float) -> None:
@@ -75,7 +90,8 @@ class Command:
 
     def __call__(self) -> None:
         """Run the command to its end, its output among the job's. Raises CalledProcessError where it fails."""
-        signal.signal(signal.SIGTERM, lambda number, frame: self._send(signal.SIGTERM, PATIENCE_SECONDS))
+        signal.signal(signal.SIGTERM, lambda number, frame: self._wait_for_its_own())
+        signal.signal(signal.SIGURG, lambda number, frame: None)  # see `checkpoint`
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # which the command inherits
         try:
             environment = os.environ | self.environment
@@ -90,10 +106,18 @@ class Command:
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            self._send(signal.SIGTERM, 0.0)
+            # This may run before the handler of a SIGTERM that came first: Python calls handlers by number, inside one
+            # the others when another signal comes, and a thread may hear one a moment later than another.
+            signal.raise_signal(signal.SIGURG)
+            self._send(signal.SIGTERM, SETTLE_SECONDS)
             self._send(signal.SIGKILL, self.grace)
             self._wait(self._process)
         return DelayedSubmission(Command(self.words, self.directory, self.environment, self.grace))
+
+    def _wait_for_its_own(self) -> None:
+        """The command may have had a SIGTERM as this process has."""
+        if self._due.get(signal.SIGTERM) != math.inf:
+            self._due[signal.SIGTERM] = time.monotonic() + PATIENCE_SECONDS
 
     def _send(self, number: signal.Signals, after: float) -> None:
         """Have `_wait` send a signal after so many seconds; each is sent once."""
@@ -119,23 +143,27 @@ class Executor:
         """Raises UserError for what submitit or this machine does not know."""
         import submitit
 
-        self.name, self.folder = name, runs.resolve() / ".jobs"
-        given = {"signal_delay_s": GRACE_SECONDS, **dict(_parameter(each) for each in parameters)}
         if parameters and name != "slurm":
             raise UserError("--slurm goes with --executor slurm")
-        known_name(name, MINUTES, "executor", "--executor")
+        known_name(name, EXECUTORS, "executor", "--executor")
+        self.name, self.folder = name, runs.resolve() / ".jobs"
+        _quiet()
+        asked = slurm.options(parameters, submitit.SlurmExecutor._valid_parameters() - {"job_name"})
+        self._grace, self._suffix = asked.grace, "out" if asked.parameters.get("stderr_to_stdout") else "err"
         try:
-            self._grace = max(0.0, float(given["signal_delay_s"]) - QUEUE_SECONDS)
             if name == "slurm":
                 self._submitit: Any = submitit.SlurmExecutor(self.folder)
-                self._submitit.update_parameters(**{"time": MINUTES[name], **given})
+                self._submitit.update_parameters(**asked.parameters)
+                if shutil.which("squeue") is None:
+                    raise UserError("--executor slurm: no squeue here, which says whether a job goes on")
             else:
                 _command_line(str(os.getpid()))  # a machine that cannot say is refused before a job is submitted
                 self._submitit = submitit.LocalExecutor(self.folder)
-                self._submitit.update_parameters(timeout_min=MINUTES[name], **given)
+                delay = asked.parameters["signal_delay_s"]
+                self._submitit.update_parameters(timeout_min=MINUTES, signal_delay_s=delay)
         except RuntimeError as error:
             raise UserError(f"--executor {name}: {one_line(error)}") from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"--slurm: {one_line(error)}") from None
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write there ({error.strerror}): name another --runs") from None
@@ -147,7 +175,8 @@ class Executor:
     def submit(self, command: Sequence[str], called: str, slot: int) -> Job:
         """Start a command, or queue it, out of reach of Ctrl-C; on this machine the slots share out the GPUs.
 
-        Raises UserError where the cluster refuses it.
+        Raises Refused where the cluster does not take it. What of that a busy cluster has taken all the same, and did
+        not say in time, ends by itself: submitit gives a job its command only when it has the job's number.
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -157,15 +186,17 @@ class Executor:
         elif gpus := _gpus():
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         try:
-            with _without_interrupts():
+            with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what it raises
                 job = self._submitit.submit(Command(list(command), os.getcwd(), environment, self._grace))
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
-            raise UserError(f"--executor {self.name}: not submitted: {one_line(error)}") from None
+            raise Refused(f"--executor {self.name}: not submitted: {one_line(error)}") from None
+        if self.name == "slurm":
+            _scheduler(self.folder).watch([job.job_id])
         return Job(self.name, job.job_id, socket.gethostname())
 
     def log(self, job: Job) -> Path:
         """What the job says."""
-        return self.folder / f"{job.number}_0_log.err"
+        return self.folder / f"{job.number}_0_log.{self._suffix}"
 
 
 def carry_out(
@@ -175,7 +206,8 @@ def carry_out(
     line for each error.
 
     A run that goes on already is waited for; one whose job ends without all its numbers is an error, and not submitted
-    again. Raises Left on Ctrl-C, and UserError where nothing can be submitted.
+    again. Where the cluster takes no more jobs now, the others wait for a place. Raises Left on Ctrl-C, and UserError
+    where nothing can be submitted.
     """
     from benchmark import runner
 
@@ -183,40 +215,101 @@ def carry_out(
     errors: list[str] = []
     most = most or executor.at_once()
     going: dict[int, Run] = {}  # by slot
+    _watch(runs, executor.folder)
+    lacking = {run.directory for run, _ in waiting}
+    _drop_stale([run for run in runs if run.directory not in lacking], executor.folder)
     found = [pair for pair in waiting if _going_on(pair[0], executor.folder)]
     for slot, pair in enumerate(found):
         going[slot] = pair[0]
         waiting.remove(pair)
+    told: set[str] = set()
+    started = bool(found)
+    again, pause = 0.0, POLL_SECONDS  # when a cluster that is full is asked again
     try:
         while waiting or going:
             for slot, run in list(going.items()):
                 if not _going_on(run, executor.folder):
                     errors += _faults(going.pop(slot), executor)
-            while waiting and len(going) < most:
-                run, command = waiting.pop(0)
+                    again = 0.0
+            while waiting and len(going) < most and time.monotonic() >= again:
+                run, command = waiting[0]
                 slot = next(number for number in itertools.count() if number not in going)
-                job = executor.submit(command, f"{run.job.method}-seed{run.job.seed}", slot)
-                _write_record(run, job)
-                going[slot] = run
+                try:
+                    _submit(run, command, slot, executor)
+                except Refused as refusal:
+                    if not going and not PASSING.search(str(refusal)):
+                        if not started:
+                            raise
+                        return [*errors, f"{len(waiting)} runs: {refusal}"]
+                    _tell(f"{refusal}: {len(waiting)} runs wait here for a place", told, str(refusal))
+                    again, pause = time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE)
+                else:
+                    going[slot], pause, started = waiting.pop(0)[0], POLL_SECONDS, True
             done = len(runs) - len(waiting) - len(going)
-            report("jobs", done, len(runs), f"{len(going)} at work or queued, {len(waiting)} to submit")
-            if going:
+            report("jobs", done, len(runs), f"{_at_work(going.values(), executor, told)}, {len(waiting)} to submit")
+            if going or waiting:
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         raise Left(_left(list(going.values()), len(waiting), executor)) from None
     return errors
 
 
+def _submit(run: Run, command: Sequence[str], slot: int, executor: Executor) -> None:
+    """Ctrl-C comes before or after: a job without its record would be submitted once more."""
+    with _interrupts_later():
+        _write_record(run, executor.submit(command, f"{run.job.method}-seed{run.job.seed}", slot))
+
+
+def _watch(runs: Sequence[Run], folder: Path) -> None:
+    """Ask SLURM once about all jobs that there may be."""
+    if numbers := [job.number for run in runs if (job := _record(run)) and job.executor == "slurm"]:
+        _scheduler(folder).watch(numbers)
+
+
+def _drop_stale(complete: Sequence[Run], folder: Path) -> None:
+    """Remove the records of jobs that ended with all their numbers while nobody waited."""
+    for run in complete:
+        if (job := _record(run)) and not job.going_on(folder):
+            (run.directory / RECORD).unlink(missing_ok=True)
+
+
+def _at_work(going: Collection[Run], executor: Executor, told: set[str]) -> str:
+    """How many jobs go on, and why they wait where SLURM says so; says once which may never start."""
+    reasons: dict[str, list[str]] = {}
+    stuck: dict[str, list[str]] = {}
+    for run in going:
+        if (job := _record(run)) and (said := job.said(executor.folder)).state == "PENDING":
+            reasons.setdefault(said.reason, []).append(job.number)
+            if said.stuck:
+                stuck.setdefault(said.stuck, []).append(job.number)
+    for reason, jobs in stuck.items():
+        numbers = " ".join(jobs)
+        _tell(f"SLURM has jobs wait that may never start: {reason}: to cancel them: scancel {numbers}", told, reason)
+    if not reasons:
+        return f"{len(going)} at work or queued"
+    queued = sum(map(len, reasons.values()))
+    return f"{len(going) - queued} at work, {queued} queued ({', '.join(sorted(reasons))})"
+
+
+def _tell(line: str, told: set[str], what: str = "") -> None:
+    """Once, above the progress."""
+    if (what or line) not in told:
+        told.add(what or line)
+        print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
 def _faults(run: Run, executor: Executor) -> list[str]:
-    """A line where a run whose job is over lacks rows."""
+    """A line where a run whose job is over lacks rows: with what the rows themselves say, or SLURM of the job."""
     from benchmark import runner
 
     job = _record(run)
     (run.directory / RECORD).unlink(missing_ok=True)
     if not (lacking := runner.missing(run)):
         return []
-    said = f": see {executor.log(job)}" if job else ""
-    return [f"{run.job.method} seed {run.job.seed}: {len(lacking)} numbers are missing{said}"]
+    state = job.said(executor.folder).broken_off if job else ""
+    why = f"SLURM says {state}" if state else "; ".join(runner.failures(run))
+    said = f": see {executor.log(job)}" if job and executor.log(job).exists() else ""
+    return [f"{run.job.method} seed {run.job.seed}: {len(lacking)} numbers are missing{f': {why}' * bool(why)}{said}"]
 
 
 def _going_on(run: Run, folder: Path) -> bool:
@@ -254,19 +347,17 @@ def _left(going: Sequence[Run], waiting: int, executor: Executor) -> str:
 
 
 @functools.cache
-def _slurm_job(folder: Path, number: str) -> Any:
-    """One object a job: it asks the cluster seldom."""
-    from submitit import SlurmJob
-
-    return SlurmJob(folder, number)
+def _scheduler(folder: Path) -> Scheduler:
+    """One object a folder: it asks the cluster about all jobs at once."""
+    return Scheduler(folder)
 
 
-def _parameter(text: str) -> tuple[str, Any]:
-    """The text "time=60" as ("time", 60). Raises UserError for anything that is not key=value."""
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
-        raise UserError(f"--slurm {text}: write key=value, as sbatch has it: --slurm partition=gpu --slurm time=600")
-    return key, int(value) if value.isdecimal() else value
+def _quiet() -> None:
+    """Have submitit's log say only warnings, and on standard error: the other stream is for tables."""
+    from submitit.core.logger import get_logger
+
+    log = get_logger()
+    log.handlers = [each for each in log.handlers if each.get_name() != "submitit_out"]
 
 
 def _command_line(number: str) -> str:
@@ -294,10 +385,10 @@ def _gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """What is started inside ignores Ctrl-C for good, as under nohup."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C is heard afterwards; what is started inside never hears it, as under nohup."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

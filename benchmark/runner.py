@@ -118,6 +118,15 @@ def missing(run: Run) -> list[tuple[Cell, str]]:
     return [(cell, metric) for cell, metric in run.job.scores if _key(run, cell, metric) not in done[ids[metric]]]
 
 
+def failures(run: Run) -> list[str]:
+    """Why numbers are missing, where rows of this very run say so; each reason once."""
+    lacking = {_key(run, cell, metric) for cell, metric in missing(run)}
+    found = records.latest(records.load(run.results))
+    rows = found[(found["run_id"] == run.run_id) & found["status"].str.startswith("error")]
+    keys = rows[list(records.KEY)].itertuples(index=False, name=None)
+    return list(dict.fromkeys(why for key, why in zip(keys, rows["status"], strict=True) if key in lacking))
+
+
 def execute(
     runs: Iterable[Run], device: str, report: Report, max_seconds: float | None = None, fresh: bool = False
 ) -> list[str]:

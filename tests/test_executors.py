@@ -16,10 +16,10 @@ from typing import IO, Any
 import pytest
 from safetensors import safe_open
 
-from benchmark import cli, executors, runner
+from benchmark import cli, executors, runner, slurm
 from benchmark.api import UserError
 from tests import ROOT
-from tests.processes import SMALL, bench, checkpoint_of, rows
+from tests.processes import ONE_OF_TWO, SMALL, TINY, bench, checkpoint_of, rows
 
 SECONDS = 240  # a command takes about twenty
 STOPPED = "bench: stopped; the same command goes on where it stopped"
@@ -140,7 +140,7 @@ def test_a_job_that_is_stopped_is_missing_and_goes_on_at_the_next_call(whole: Pa
 def test_a_job_that_is_signalled_as_by_slurm_goes_on_from_there_with_the_same_numbers(
     minutes: int, case: str, whole: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(executors.MINUTES, "local", minutes)  # of ten, submitit holds any to be over
+    monkeypatch.setattr(executors, "MINUTES", minutes)  # of ten, submitit holds any to be over
     made = executors.Executor("local", runs)
     job = made.submit([sys.executable, "-m", "benchmark.cli", *words("muni"), "--runs", str(runs)], "muni", 0)
     signal_as_slurm(runs)
@@ -175,7 +175,9 @@ TERM, USR2 = int(signal.SIGTERM), int(signal.SIGUSR2)
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Signals that a job hears are this process's again afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2, signal.SIGURG)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -263,7 +265,7 @@ while rm -f "$CLUSTER/$n.again"; bash "$CLUSTER/$n.sh"; [ -e "$CLUSTER/$n.again"
 echo $! > "$CLUSTER/$n"
 echo "Submitted batch job $n" """,
     "srun": """while :; do case "$1" in
-    --unbuffered) shift ;;
+    --unbuffered | --ntasks=1) shift ;;
     --output) out=$2; shift 2 ;;
     --error) err=$2; shift 2 ;;
     *) break ;;
@@ -271,10 +273,10 @@ esac; done
 name() { echo "$1" | sed "s/%j/$SLURM_JOB_ID/; s/%t/0/"; }
 exec "$@" >> "$(name "$out")" 2>> "$(name "$err")" """,
     "scontrol": 'touch "$CLUSTER/$2.again"',
-    "sacct": """echo 'JobID|State|NodeList'
-for n; do [ -e "$CLUSTER/$n" ] || continue
+    "squeue": """for word; do case "$word" in --jobs=*) jobs=${word#--jobs=} ;; esac; done
+for n in ${jobs//,/ }; do [ -e "$CLUSTER/$n" ] || continue
 kill -0 "$(cat "$CLUSTER/$n")" 2> /dev/null && state=RUNNING || state=FAILED
-echo "$n|$state|here"; done""",
+echo "$n|$state|None|"; done""",
 }
 
 
@@ -312,12 +314,61 @@ def test_a_clusters_parameters_are_submitits(cluster: Path, runs: Path) -> None:
     wanted = ["gpus-per-node=1", "mem=16GB", "constraint='a100&ib'", "account=us", "time=1440"]
     assert {f"#SBATCH --{each}" for each in wanted} <= set(script)
     assert script[-1].endswith("command")
-    with pytest.raises(UserError, match=r"--slurm: Unavailable parameter.*'gpus'.*gpus_per_node"):
-        executors.Executor("slurm", runs, ["gpus=1"])
-    with pytest.raises(UserError, match="--slurm gpus: write key=value"):
-        executors.Executor("slurm", runs, ["gpus"])
-    with pytest.raises(UserError, match="--slurm: could not convert string to float: 'soon'"):
-        executors.Executor("slurm", runs, ["signal_delay_s=soon"])
+
+
+def test_a_clusters_lists_and_flags_are_taken_as_written(cluster: Path, runs: Path) -> None:
+    given = ["setup=module load cuda", "setup=export A=1", "teardown=date", "exclusive=true", "srun_args=--mem=0"]
+    given += ["additional_parameters=reservation=us", "additional_parameters=--no-requeue", "stderr_to_stdout=true"]
+    made = executors.Executor("slurm", runs, given)
+    script = made._submitit._make_submission_file_text("command", "").splitlines()
+    assert {"#SBATCH --exclusive", "#SBATCH --reservation=us", "#SBATCH --no-requeue"} <= set(script)
+    assert script.index("module load cuda") + 1 == script.index("export A=1") < script.index("date")
+    assert " --mem=0 --ntasks=1 command" in "\n".join(script)
+    assert made.log(executors.Job("slurm", "7", "here")).name == "7_0_log.out"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["gpus=1"], "gpus: not a parameter.*; parameters are account, .* --slurm additional_parameters=gpus=1"),
+        (["gpus"], "gpus: write key=value"),
+        (["signal_delay_s=soon"], "signal_delay_s=soon: write whole seconds, fewer than the 86400 of time=1440"),
+        (["time=2", "signal_delay_s=120"], "signal_delay_s=120: .* fewer than the 120 of time=2"),
+        (["time=0"], "time=0: write minutes from 1 on"),
+        (["time=1h"], "time=1h: write minutes from 1 on"),
+        (["time=1", "time=2"], "time=2: time is given twice"),
+        (["ntasks_per_node=2"], "ntasks_per_node=2: a job is one process"),
+        (["nodes=1", "nodes=2"], "nodes=2: nodes is given twice"),
+        (["nodes=2"], "nodes=2: a job is one process"),
+        (["additional_parameters=ntasks=2"], "additional_parameters=ntasks=2: a job is one process"),
+        (["additional_parameters=--array=0-3"], "additional_parameters=--array=0-3: a job is one process"),
+        (["additional_parameters=mail-user=us"], "mail-user=us: say it directly: --slurm mail_user=us"),
+    ],
+)
+def test_options_that_a_job_cannot_have_are_one_line(given: list[str], line: str, cluster: Path, runs: Path) -> None:
+    with pytest.raises(UserError, match=f"^--slurm .*{line}"):
+        executors.Executor("slurm", runs, given)
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes", "delay"),
+    [
+        ("1", 1, 15),
+        ("4", 4, 60),
+        ("1:30", 2, 30),
+        ("1:00:00", 60, 90),
+        ("1-12", 36 * 60, 90),
+        ("1-12:30", 36 * 60 + 30, 90),
+        ("0-0:1:0", 1, 15),
+    ],
+)
+def test_a_job_is_signalled_in_the_last_quarter_of_its_time(
+    time: str, minutes: int, delay: int, cluster: Path, runs: Path
+) -> None:
+    made = executors.Executor("slurm", runs, [f"time={time}"])
+    script = made._submitit._make_submission_file_text("command", "").splitlines()
+    assert {f"#SBATCH --time={minutes}", f"#SBATCH --signal=USR2@{delay}"} <= set(script)
+    assert 0 < made._grace < delay
 
 
 def test_without_a_cluster_or_a_folder_one_line_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +472,7 @@ def test_who_holds_a_run_directory(tmp_path: Path) -> None:
         (["--executor", "local"], "submitit", "--executor local: submitit is missing: "),
         (["--executor", "local", "--fresh"], "", "--fresh and --executor do not go together"),
         (["--slurm", "time=3"], "", "--slurm goes with --executor slurm"),
+        (["--executor", "slurm"], "torchrun", "torchrun and --executor do not go together"),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line_and_status_2(
@@ -428,6 +480,9 @@ def test_what_cannot_be_submitted_is_one_line_and_status_2(
 ) -> None:
     find = cli.find_spec
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == lacking else find(name))
+    if lacking == "torchrun":
+        for name, value in ONE_OF_TWO.items():
+            monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["bench", *words("muni"), "--runs", str(runs), *more])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -468,6 +523,48 @@ class Queue:
         return False
 
 
+def test_squeue_that_does_not_answer_ends_no_job(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler = slurm.Scheduler(tmp_path)
+    monkeypatch.setattr(scheduler, "_pause", lambda: 0)
+    monkeypatch.setenv("SQUEUE_PARTITION", "another")
+    (cluster / "squeue").write_text("#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact' >&2; exit 1\n")
+    assert [scheduler.said("7").over for _ in range(2)] == [False, False]
+    line = "bench: squeue does not answer, which is asked again: slurm_load_jobs error: Unable to contact\n"
+    assert capsys.readouterr() == ("", line)
+    (cluster / "squeue").write_text("#!/bin/bash\necho '7|COMPLETED|None|'; [ -z $SQUEUE_PARTITION ]\n")
+    assert scheduler.said("7") == slurm.Said("COMPLETED", "None")
+
+
+def test_a_job_that_slurm_has_forgotten_is_over_with_the_state_that_accounting_kept(
+    cluster: Path, tmp_path: Path
+) -> None:
+    (cluster / "squeue").write_text("#!/bin/bash\n")
+    (cluster / "sacct").write_text("#!/bin/bash\necho 'CANCELLED by 0'\n")
+    (cluster / "sacct").chmod(0o755)
+    (cluster / "scontrol").write_text("#!/bin/bash\necho JobId=7 JobState=PENDING Reason=Priority\n")
+    assert slurm.Scheduler(tmp_path).said("7") == slurm.Said("PENDING", "Priority")  # a squeue that is behind
+    (cluster / "scontrol").write_text("#!/bin/bash\necho Invalid job id specified >&2; exit 1\n")
+    said = slurm.Scheduler(tmp_path).said("7")
+    assert (said.over, said.broken_off) == (True, "CANCELLED")
+
+
+def test_why_numbers_are_missing_is_what_their_rows_say(runs: Path, tmp_path: Path) -> None:
+    """Of this very run alone, each reason once."""
+    method = tmp_path / "fails.py"
+    method.write_text((ROOT / "baselines" / "mopoe.py").read_text() + "\nMETHOD.loss = lambda *given: 1 / 0\n")
+    command = ["run", "--method", method, "--task", "uncond", *SMALL, "--runs", runs]
+    assert bench(*command).status == 1
+    overrides = [f"{field}={value}" for field, value in TINY.items()]
+    job = cli._job(str(method), "gaussian_mixture", "smoke", 0, ["uncond"], False)
+    (line,) = executors._faults(runner.prepare(job, runs, overrides), executors.Executor("local", runs))
+    assert line.endswith("fails.py seed 0: 4 numbers are missing: error: ZeroDivisionError: division by zero")
+    other = runner.prepare(job, runs, [*overrides, "updates=99"])
+    (line,) = executors._faults(other, executors.Executor("local", runs))
+    assert line.endswith("fails.py seed 0: 4 numbers are missing")
+
+
 class FakeRun:
     def __init__(self, name: str, folder: Path, lacks: int = 2) -> None:
         self.name, self.directory, self.lacks = name, folder / name, [("cell", "metric")] * lacks
@@ -484,7 +581,9 @@ def test_each_run_is_submitted_once_unless_it_has_its_numbers_or_is_worked_on(
     monkeypatch.setattr(executors, "POLL_SECONDS", 0)
     monkeypatch.setattr(executors, "_going_on", queue.going_on)
     monkeypatch.setattr(runner, "missing", lambda run: run.lacks)
+    monkeypatch.setattr(runner, "failures", lambda run: ["error: why"])
     runs = [done, *rest]
+    executors._write_record(done, executors.Job("local", "1", "another machine"))  # type: ignore[arg-type]
     errors = executors.carry_out(
         runs,  # type: ignore[arg-type]
         [[run.name] for run in runs],
@@ -494,7 +593,7 @@ def test_each_run_is_submitted_once_unless_it_has_its_numbers_or_is_worked_on(
     )
     assert queue.submitted == ["a", "b", "c"]
     assert queue.most == most
-    assert errors == ["b seed 0: 2 numbers are missing: see b.err"]
+    assert errors == ["b seed 0: 2 numbers are missing: error: why"]
     assert [run.name for run in runs if run.lacks] == ["b"]
     assert seen[-1] == ("jobs", 5, 5)
     assert list(tmp_path.rglob("job.json")) == []

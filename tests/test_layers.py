@@ -36,7 +36,7 @@ LAYERS = (
     {"benchmark.rows"},
     {
         f"benchmark.{name}"
-        for name in ("conform", "doctor", "drawing", "executors", "grids", "profile", "sheets", "show", "tune")
+        for name in ("conform", "doctor", "drawing", "executors", "grids", "profile", "sheets", "show", "slurm", "tune")
     },
     {"benchmark.documents", "benchmark.report"},
     {"benchmark.cli"},
