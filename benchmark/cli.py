@@ -246,6 +246,7 @@ def run(
 
     settings = Settings(preset=_preset(preset), runs=runs, overrides=set_)
     numbers = _seeds(seed)
+    registry.check_together(method, dataset)
     jobs = [_job(name, dataset, settings.preset, number, task, all_cells) for number in numbers for name in method]
     prepared = [settings.prepare(job) for job in jobs]
     if plan:
@@ -305,6 +306,7 @@ def reproduce(
     settings = Settings(preset=_preset(preset), runs=runs, overrides=set_, own=method)
     known_name(format, FORMATS, "format", "--format")
     loaded, seeds = _table(table, settings.preset), _seeds(seed)
+    registry.check_together(method, loaded.dataset)
     names = registry.card("dataset", loaded.dataset).modalities
     jobs = loaded.jobs(settings.preset, names, method or _present(loaded), seeds or None)
     prepared = [settings.prepare(job) for job in jobs]
@@ -564,6 +566,7 @@ def sheets(
     from benchmark.rows import Settings
 
     settings = Settings(preset=_preset(preset), runs=runs, overrides=set_)
+    registry.check_together(method, dataset)
     names = registry.card("dataset", dataset).modalities
     asked = [cell for task in TASKS for cell in cells(registry.stem(dataset), names, task)]
     chosen = method or [name for name in registry.index("method") if registry.card("method", name).stages]
@@ -648,6 +651,7 @@ def tune(
     preset, found = _preset(preset), module.load_search(search)
     every = [name for name in registry.index("method") if registry.card("method", name).stages]
     methods = method or list(found.methods) or every
+    registry.check_together(methods, found.dataset)
     with _stoppable(), progress() as report:
         lines = list(module.tune(found, methods, preset, _device(device), runs, report))
     print(module.render(found, lines, preset))

@@ -7,6 +7,7 @@ card's `variants`: `muni:mixture+attached`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -14,7 +15,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def index(kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in FOLDERS[kind]:
         for path in files_in(ROOT / folder, ".py"):
-            if "\nCARD" not in path.read_text(encoding="utf-8"):
+            if b"\nCARD" not in path.read_bytes():
                 continue  # a support module
             if path.stem in found:
                 raise UserError(f"two files register the {kind} {path.stem!r}: {found[path.stem]} and {path}")
@@ -135,16 +137,22 @@ def read_card(path: Path) -> Card:
 
 
 def _own_card(path: Path) -> Card:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
-    except ValueError as error:  # of bytes that are no UTF-8, or hold a null
-        raise UserError(f"{path}: not valid Python: {error}: save it as UTF-8") from None
-    for node in tree.body:
+    for node in _tree(path).body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "CARD" for target in node.targets):
             return _evaluate(path, node.value)
     raise UserError(f"{path}: has no CARD = MethodCard(...), DatasetCard(...) or MetricCard(...)")
+
+
+def _tree(path: Path) -> ast.Module:
+    """Of a file in the encoding that it states, with a mark of UTF-8 at its start or without. Raises UserError."""
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        if error.lineno and "codec" not in error.msg:
+            raise UserError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
+        raise UserError(f"{path}: not valid Python: {error.msg}: save it as UTF-8") from None
+    except ValueError as error:  # of bytes that hold a null
+        raise UserError(f"{path}: not valid Python: {error}: save it as UTF-8") from None
 
 
 def _evaluate(path: Path, node: ast.expr) -> Card:
@@ -239,13 +247,49 @@ def _imported(kind: str, name: str) -> type:
         assert specification is not None and specification.loader is not None
         module = importlib.util.module_from_spec(specification)
         sys.modules[module_name] = module
-        specification.loader.exec_module(module)
+        with beside([path]):
+            specification.loader.exec_module(module)
     else:
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if not hasattr(module, HANDLES[kind]):
         raise UserError(f"{path}: lacks {HANDLES[kind]} = YourClass at its end")
     handle: type = getattr(module, HANDLES[kind])
     return handle
+
+
+def check_together(methods: Sequence[str], dataset: str) -> None:
+    """Raises UserError where rows or modules of two of a command's plug-ins would be taken for each other's."""
+    files = {locate("method", name): name for name in methods if base("method", name).endswith(".py")}
+    stems: dict[str, str] = {}
+    for path, name in files.items():
+        if (other := stems.setdefault(path.stem, name)) != name:
+            raise UserError(f"{other} and {name}: their rows would be filed under one name: rename one of them")
+    if dataset.endswith(".py"):
+        files[locate("dataset", dataset)] = dataset
+    modules: dict[str, tuple[Path, str]] = {}
+    for path, name in files.items():
+        for module, file in _own_modules(path).items():
+            found, other = modules.setdefault(module, (file, name))
+            if found != file:
+                raise UserError(
+                    f"{other} imports {module} from {found}, and {name} from {file}: run each in a command of its own, "
+                    "or rename one of the two"
+                )
+
+
+@contextlib.contextmanager
+def beside(paths: Sequence[Path]) -> Iterator[None]:
+    """Inside, users' plug-ins find the modules that lie beside them; after all others, so that none is hidden."""
+    added = [str(_root(path)) for path in paths if not _is_ours(path)]
+    sys.path += added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.reverse()
+            if folder in sys.path:
+                sys.path.remove(folder)
+            sys.path.reverse()
 
 
 @functools.cache
@@ -255,19 +299,30 @@ def sources(path: Path, with_card: bool = True) -> str:
 
     Without its card a dataset's recipe does not count: what a run uses of it is in the run's configuration.
     """
-    seen: dict[Path, str] = {}
+    texts = []
+    for current, tree in sorted(_behind(path).items(), key=lambda item: item[0].name):
+        if tree is None:
+            texts.append(hashlib.blake2b(current.read_bytes(), digest_size=16).hexdigest())
+            continue
+        if current == path and not with_card:
+            tree.body = [node for node in tree.body if not _assigns(node, "CARD")]
+        texts.append(ast.dump(_without_docstrings(tree)))
+    return hashlib.blake2b("".join(texts).encode(), digest_size=5).hexdigest()
+
+
+def _behind(path: Path) -> dict[Path, ast.Module | None]:
+    """The file and all that it imports that numbers depend on, and theirs; None for what is no Python."""
+    seen: dict[Path, ast.Module | None] = {}
     waiting = [path]
     while waiting:
         current = waiting.pop()
         if current in seen:
             continue
-        tree = ast.parse(current.read_text(encoding="utf-8"))
-        waiting += _imports(tree)
-        if current == path and not with_card:
-            tree.body = [node for node in tree.body if not _assigns(node, "CARD")]
-        seen[current] = ast.dump(_without_docstrings(tree))
-    text = "".join(seen[key] for key in sorted(seen, key=lambda key: key.name))
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+        tree = seen[current] = _tree(current) if current.suffix == ".py" else None
+        if tree is not None:
+            waiting += _imports(tree)
+            waiting += [] if _is_ours(current) else _own_imports(current, tree, path)
+    return seen
 
 
 def _assigns(node: ast.stmt, name: str) -> bool:
@@ -275,14 +330,100 @@ def _assigns(node: ast.stmt, name: str) -> bool:
 
 
 def _imports(tree: ast.Module) -> list[Path]:
-    """The plug-in code that a file imports: plug-ins, their support modules and how the suite's own networks are fitted
+    """The suite's code that a file imports: plug-ins, their support modules and how the suite's own networks are fitted
     and asked (benchmark/frozen.py); not the rest of the core."""
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    names = {name for node in froms for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
-    stems = [ROOT / str(name).replace(".", "/") for name in names]
+    stems = [ROOT / name.replace(".", "/") for level, name in _names(tree) if not level]
     paths = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
     frozen = ROOT / "benchmark" / "frozen.py"
     return [path for path in paths if path.is_file() and (path.parent.name in _PLUG_IN_FOLDERS or path == frozen)]
+
+
+def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(dots before it, dotted name) of all that a file imports, and may import."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from ((0, alias.name) for alias in node.names)
+            case ast.ImportFrom():
+                yield node.level, node.module or ""
+                yield from ((node.level, f"{node.module or ''}.{alias.name}".strip(".")) for alias in node.names)
+            case ast.Call(func=ast.Name(id=call) | ast.Attribute(attr=call), args=[ast.Constant(value=str(name)), *_]):
+                if call in ("import_module", "__import__"):
+                    yield len(name) - len(name.lstrip(".")), name.lstrip(".")
+
+
+# What a user's file imports that is the user's own: it lies beside the plug-in, in its package or elsewhere on
+# the path, and is neither the suite's nor Python's, nor of an installed package.
+
+
+def _own_imports(path: Path, tree: ast.Module, plug_in: Path) -> list[Path]:
+    found: list[Path] = []
+    for level, name in _names(tree):
+        parts = name.split(".") if name else []
+        if level:
+            found += _files_of(path.parents[level - 1], parts)
+        elif folder := _folder_of(parts[0], plug_in):
+            found += _files_of(folder, parts)
+    return [file for file in found if not _is_ours(file)]
+
+
+def _own_modules(path: Path) -> dict[str, Path]:
+    """First part of a module's name -> its file or folder, of a plug-in's own modules."""
+    names = {
+        name.split(".")[0]
+        for file, tree in _behind(path).items()
+        if tree is not None and not _is_ours(file)
+        for level, name in _names(tree)
+        if not level
+    }
+    return {name: folder / name for name in names if (folder := _folder_of(name, path))}
+
+
+def _root(path: Path) -> Path:
+    """The folder from which a file is imported: its own, or that of the outermost package around it."""
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def _folder_of(name: str, plug_in: Path) -> Path | None:
+    """The folder in which a plug-in finds a module or package that is the user's own."""
+    root = _root(plug_in)
+    if name == plug_in.relative_to(root).parts[0]:
+        return root  # its own package
+    if name in sys.stdlib_module_names:
+        return None
+    spec = _spec(name, root)
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])] if spec else []
+    place = next((Path(each).resolve() for each in places if Path(each).exists()), None)
+    return None if place is None or _is_ours(place) or _is_installed(place) else place.parent
+
+
+def _spec(name: str, root: Path) -> Any:
+    """Where an import would find a module, were it not imported yet."""
+    importlib.invalidate_caches()
+    with beside([root / "plug_in.py"]):
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        return next((spec for spec in specs if spec is not None), None)
+
+
+def _is_installed(path: Path) -> bool:
+    standard = (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(map(path.is_relative_to, standard))
+
+
+def _is_ours(path: Path) -> bool:
+    return any(path.is_relative_to(ROOT / folder) for folder in ("benchmark", "models", "baselines", "data_prep"))
+
+
+def _files_of(folder: Path, parts: Sequence[str]) -> list[Path]:
+    """Files that are run where a dotted name is imported from a folder: of every package on the way, and the module."""
+    found: list[Path] = []
+    for part in parts:
+        found += [folder / f"{part}.py", folder / part / "__init__.py", *folder.glob(f"{part}.*.so")]
+        folder = folder / part
+    return [path for path in found if path.is_file()]
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
