@@ -23,6 +23,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, average: nn.Module, config: Config) -> None:
         self._config = config
         self._parameters = list(model.parameters())
+        check_ties(model)
         self._weights, self._average = gather(self._parameters), gather(average.parameters())
         self._first, self._second = torch.zeros_like(self._weights), torch.zeros_like(self._weights)  # moments
         self._steps = [0] * len(self._parameters)  # of each weight
@@ -96,6 +97,23 @@ class Optimizer:
                 "exp_avg": self._first[part],
                 "exp_avg_sq": self._second[part],
             }
+
+
+def check_ties(model: nn.Module) -> None:
+    """Raises ValueError where a weight shares its memory with another tensor, and not as one Parameter: the buffer of
+    all weights would part them."""
+    held = [(name, each) for name, each in [*model.named_parameters(), *model.named_buffers()] if each.numel()]
+    spans = sorted((*_span(each), name) for name, each in held)
+    weights = dict(model.named_parameters())
+    for (_, end, first), (start, _, second) in pairwise(spans):
+        if start < end and (first in weights or second in weights):
+            raise ValueError(f"{first} and {second} share memory and are two tensors: tie weights as one Parameter")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor, and the one after its last."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def gather(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ class Draws:
             whole = sample(self._block)  # a short last block draws the same numbers as a full one
             parts.append(whole[(self._rank - start) % self.shares : self._whole - start : self.shares])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def copied(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The same rows in memory of their own: a plug-in may change what it is given, and keep what it has answered."""
+    return {name: x.clone() if isinstance(x, Tensor) else list(x) for name, x in rows.items()}
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from benchmark.config import Config
 from benchmark.files import write_file
 from benchmark.optimizer import Optimizer
 from benchmark.processes import here
-from benchmark.runtime import Draws, seed_of
+from benchmark.runtime import Draws, copied, seed_of
 
 LOG_EVERY = 50  # updates between log lines; checkpoints and stops fall on these, so that logs resume exactly too
 CHECKPOINT_SECONDS = 20.0
@@ -178,7 +178,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.state().items()}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        tensors = separate(tensors)
         facts = {
             "tensors": _digest(tensors),
             "device": torch.device(self.device).type,
@@ -210,7 +210,7 @@ def training_batch(data: Any, draws: Draws, seed: int, update: int) -> Batch:
     ends = list(accumulate(map(data.count, corpora)))
     place = seed_of("corpus", seed, update) % ends[-1] if len(corpora) > 1 else 0
     split = next(name for name, end in zip(corpora, ends, strict=True) if place < end)
-    return data.rows(split, draws.integers("rows", data.count(split)))
+    return copied(data.rows(split, draws.integers("rows", data.count(split))))  # they may lie in the dataset
 
 
 def read_checkpoint(path: Path, training_id: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -227,6 +227,11 @@ def read_checkpoint(path: Path, training_id: str) -> tuple[dict[str, Tensor], di
     if facts.get("tensors") != _digest(tensors):
         raise UserError(f"{path}: its tensors are not those that were written: {mend}")
     return tensors, facts
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For safetensors, which writes no memory twice: tied weights have two names."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -25,7 +25,7 @@ from benchmark.api import Cell
 from benchmark.tables import job_of
 from tests import ROOT, processes
 from tests.command import Answer
-from tests.processes import SMALL, TINY, at_call, bench, checkpoint_of, cut, put, rows, send
+from tests.processes import SMALL, TINY, at_call, bench, checkpoint_of, cut, die, put, rows, send
 
 UPDATES = TINY["updates"]
 UPDATE, SCORE = "benchmark.train.Trainer.update", "benchmark.runner.evaluate_cell"
@@ -348,3 +348,61 @@ def test_a_run_looks_for_shorter_ones_among_those_of_its_seed(runs: Path, monkey
     monkeypatch.setattr(runner, "_described", lambda path: looked_at.append(path.parent.name) or {})
     runner._carry_on(prepared, "", "cpu")
     assert looked_at == ["seed1-0123456789"]
+
+
+TIED = """
+import torch
+from torch import nn
+from benchmark.api import MethodCard
+
+CARD = MethodCard(version=1, label="Tied", paper="none", tasks=("uncond",))
+
+
+class Tied(nn.Module):
+    def __init__(self, modalities, config):
+        super().__init__()
+        self.modalities = modalities
+        self.inner, self.outer, self.free = (nn.Linear(64, 64) for _ in range(3))
+        self.outer.weight = self.inner.weight
+
+    def answer(self, x):
+        return self.free(self.outer(torch.tanh(self.inner(x))))
+
+    def loss(self, batch, stage, draws):
+        x = torch.cat([(batch[m.name] - m.center) / m.scale for m in self.modalities if m.name in batch])
+        loss = (self.answer(x) - x).square().mean()
+        return loss, {"loss": loss.detach()}
+
+    def sample(self, given, want, rows, draws):
+        return {m.name: self.answer(draws.normal(m.name, 64)) * m.scale + m.center for m in self.modalities}
+
+
+METHOD = Tied
+"""
+
+
+def test_a_method_of_tied_weights_resumes_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "tied.py"
+    path.write_text(TIED)
+    words = ["run", "--method", path, "--task", "uncond", *SMALL, "--runs"]
+    answer = bench(*words, tmp_path / "whole", patches=OFTEN)
+    assert answer.status == 0, answer.err
+    assert bench(*words, tmp_path / "cut", patches=[*OFTEN, partial(at_call, UPDATE, 37, die)]).status != 0
+    assert updates_done(tmp_path / "cut") == 30
+    assert bench(*words, tmp_path / "cut", patches=OFTEN).status == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    tensors = load_file(checkpoint_of(tmp_path / "whole"))
+    for copy in ("model", "average"):  # one weight under two names, which training has moved
+        assert torch.equal(tensors[f"{copy}.inner.weight"], tensors[f"{copy}.outer.weight"])
+    assert not torch.equal(tensors["model.inner.weight"], tensors["average.inner.weight"])
+    assert tensors["optimizer.first"].numel() == 2 * 64 * 64 + 3 * 64  # the tied weight is trained once
+
+
+@pytest.mark.parametrize("tie", ["nn.Parameter(self.inner.weight.data)", "nn.Parameter(self.inner.weight.data.T)"])
+def test_weights_that_share_memory_and_are_no_one_parameter_are_refused(tie: str, tmp_path: Path) -> None:
+    """The one buffer of all weights would part them."""
+    path = tmp_path / "tied.py"
+    path.write_text(TIED.replace("= self.inner.weight\n", f"= {tie}\n"))
+    answer = bench("run", "--method", path, "--task", "uncond", *SMALL, "--runs", tmp_path / "runs")
+    assert answer.status == 1
+    assert "inner.weight and outer.weight share memory" in answer.err
