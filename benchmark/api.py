@@ -216,6 +216,9 @@ class Score:
     n: int
 
 
+# A call may change the rows and latents that it is given, and keep what it answers: the suite goes on with copies. What
+# a plug-in changes of the process (seeds, torch's settings, the working folder) is put back after it, and said.
+
 # What every plug-in answers, and below it what it may offer besides: who needs that asks by name, and does without it,
 # or says that the cell has no such number, where a plug-in lacks it.
 

@@ -48,9 +48,11 @@ from benchmark.config import PRESETS, SETTINGS, Config, marked, nearest, resolve
 from benchmark.criteria import cells_of_dataset
 from benchmark.evaluate import check_rows, given_of, split_of
 from benchmark.files import cache_folder
+from benchmark.guard import NUMBERS, PROCESS, unmoved
 from benchmark.runner import build, prepare
-from benchmark.runtime import Draws
+from benchmark.runtime import Draws, copied
 from benchmark.tables import Job
+from benchmark.train import separate
 
 BLOCK = 256  # rows that share a generator; twice as many are sampled to see that the batch size moves nothing
 METRIC_ROWS = 1024
@@ -103,7 +105,7 @@ def conform(kind: str | None, name: str, dataset: str = "") -> Iterator[Check]:
     except UserError as error:
         yield Check("card is literal", False, str(error))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, registry.beside([path]):
         suite = _SUITES[card.kind](name, card, dataset or _fitting(card), _Watch(Path(folder).resolve()))
         for title, check in suite.first:
             found = _judge(title, check, path)
@@ -141,7 +143,9 @@ def _judge(title: str, check: Callable[[], str | None], path: Path) -> Check:
         return Check(title, False, str(fault))
     except Skip as reason:
         return Check(title, None, str(reason))
-    except Exception as error:  # the plug-in is not ours: whatever it raises is the finding
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the plug-in is not ours: whatever it raises is the finding
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f" ({path.name}:{lines[-1]})" if lines else ""
         return Check(title, False, f"{type(error).__name__}: {one_line(error)}{where}")
@@ -165,6 +169,7 @@ class _Watch:
         self._call = ""
         self.moved: dict[str, str] = {}  # generator -> the call that moved it first
         self.written: dict[str, str] = {}  # path -> the call that wrote it first
+        self.changed: dict[str, str] = {}  # settings of the process -> the call that changed them first
 
     @contextlib.contextmanager
     def calling(self, call: str) -> Iterator[None]:
@@ -177,7 +182,8 @@ class _Watch:
         _audit_on()
         _listeners.append(self._hear)
         try:
-            yield
+            with unmoved(_SETTINGS, lambda changed: self.changed.setdefault(changed, call)):
+                yield
         finally:
             _listeners.remove(self._hear)
             os.chdir(folder)
@@ -200,11 +206,17 @@ class _Watch:
         for generator, call in self.moved.items():
             raise Fault(f"{call} moves {generator} global generator: take every random number from `draws`")
 
+    def settings(self) -> None:
+        for changed, call in self.changed.items():
+            raise Fault(f"{call} changes {changed} for the whole process: put it back")
+
     def files(self) -> None:
         for path, call in self.written.items():
             raise Fault(f"{call} writes the file {path}: a plug-in writes none")
 
 
+# The generators have a check of their own.
+_SETTINGS = {name: kept for name, kept in (NUMBERS | PROCESS).items() if "generator" not in name}
 _listeners: list[Callable[[str], None]] = []
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGING = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate"}
@@ -343,6 +355,7 @@ class _MethodSuite:
             ("training lowers the loss", self.check_descent),
             ("a saved state samples the same", self.check_state),
             ("leaves global generators alone", watch.generators),
+            ("leaves the process as it was", watch.settings),
             ("writes no files", watch.files),
         ]
 
@@ -390,7 +403,7 @@ class _MethodSuite:
         for cell in itertools.chain.from_iterable(self.cells.values()):
             at = split_of(self.data, cell), torch.arange(2)
             try:
-                made = self.method.things(cell, *at, Draws("conform", cell, rows=2))
+                made = self.method.things(cell, at[0], at[1].clone(), Draws("conform", cell, rows=2))
             except Inapplicable as reason:
                 _need(bool(str(reason)), f"it refuses {cell.question} without a reason")
                 refused += 1
@@ -510,7 +523,7 @@ class _MethodSuite:
     def check_state(self) -> None:
         self.stages()
         trained, _, _ = self.trained
-        state = load(save({name: weight.contiguous() for name, weight in trained.state_dict().items()}))
+        state = load(save(separate(trained.state_dict())))
         fresh = self.make(seed=1)
         fresh.load_state_dict(state)
         for cell in self.one_per_task():
@@ -571,24 +584,18 @@ class _MethodSuite:
         return self.data.rows("train", torch.arange(self.data_config.batch_rows))
 
     def sample(self, method: Any, cell: Cell, rows: int, seed: int = 0, first: int = 0) -> Batch:
-        given = {name: x for name, x in self.test(rows, first).items() if name in cell.given}
-        kept = {name: x.clone() for name, x in given.items()}
+        given = copied({name: x for name, x in self.test(rows, first).items() if name in cell.given})
         draws = Draws("conform", cell, seed, rows=rows, first_row=first)
         if isinstance(method, torch.nn.Module):
             method.eval()
         with self.watch.calling(f"sample() for {cell}"), torch.no_grad():
-            generated = method.sample(given, cell.want, rows, draws)
-        _need(_equal(given, kept), f"sample() for {cell} changes the rows it was given")
-        return generated
+            return method.sample(given, cell.want, rows, draws)
 
     def loss(self, method: Any, stage: str, batch: Batch | None = None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        batch = self.batch() if batch is None else batch
-        kept, rows = {name: x.clone() for name, x in batch.items()}, self.data_config.batch_rows
+        batch, rows = copied(self.batch() if batch is None else batch), self.data_config.batch_rows
         method.train()
         with self.watch.calling(f"loss() of {stage!r}"):
-            answer = method.loss(batch, stage, Draws("conform", stage, rows=rows, block=rows))
-        _need(_equal(batch, kept), f"loss() of {stage!r} changes the rows it was given")
-        return answer
+            return method.loss(batch, stage, Draws("conform", stage, rows=rows, block=rows))
 
 
 # ------------------------------------------------------------------------------------------ datasets
@@ -611,6 +618,7 @@ class _DatasetSuite:
             ("cells ask for rows of the test split", self.check_cells),
             ("center and scale standardise", self.check_scale),
             ("leaves global generators alone", watch.generators),
+            ("leaves the process as it was", watch.settings),
         ]
 
     def check_card(self) -> str:
@@ -758,7 +766,7 @@ class _DatasetSuite:
         data = self.data if data is None else data
         at = torch.arange(min(self.MOST, data.count(split))) if at is None else at
         with self.watch.calling(f"rows({split!r}, ...)"):
-            return data.rows(split, at)
+            return data.rows(split, at.clone())
 
 
 # ------------------------------------------------------------------------------------------ metrics
@@ -802,6 +810,7 @@ class _MetricSuite:
             ("the standard error is the spread of repetitions", self.check_stderr),
             ("chance and ceiling are what the sanity rows score", self.check_formulas),
             ("leaves global generators alone", watch.generators),
+            ("leaves the process as it was", watch.settings),
             ("writes no files", watch.files),
         ]
 
@@ -864,8 +873,10 @@ class _MetricSuite:
     def generated(self, method: str, cell: Cell, real: Batch) -> Batch:
         sampler = _made(method, self.dataset, self.data)
         draws = Draws("conform", cell, rows=METRIC_ROWS)
-        given = given_of(sampler, cell, real)
-        samples = [sampler.sample(given, cell.want, METRIC_ROWS, draws) for _ in range(self.repeats)]
+        samples = [
+            copied(sampler.sample(given_of(sampler, cell, real), cell.want, METRIC_ROWS, draws))
+            for _ in range(self.repeats)
+        ]
         return {name: _together([sample[name] for sample in samples]) for name in cell.want}
 
     def factor_rows(self, cell: Cell) -> _Rows:
@@ -1020,7 +1031,7 @@ class _MetricSuite:
         with self.watch.calling(f"update() for {cell}"):
             for at in range(0, len(next(iter(generated.values()))), block):
                 part = slice(at, at + block)
-                made.update(_picked(real, part), _picked(generated, part))
+                made.update(copied(_picked(real, part)), copied(_picked(generated, part)))
         with self.watch.calling(f"compute() for {cell}"):
             return made.compute()
 

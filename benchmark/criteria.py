@@ -18,7 +18,7 @@ from torch.nn import functional
 from benchmark import registry
 from benchmark.api import Cell, Inapplicable, Score, UserError
 from benchmark.config import Config, resolve
-from benchmark.runtime import Draws
+from benchmark.runtime import Draws, copied
 from benchmark.train import autocast
 
 PROBES = ("probe_linear", "probe_mlp")
@@ -82,7 +82,7 @@ Truth = dict[str, Tensor]  # factor -> (rows, size)
 def _explained(cell: Cell, probe: str, data: Any, config: Config, truth: Truth, predictions: dict[str, Truth]) -> Score:
     factor = cell.want[0].removeprefix("factor:")
     metric = registry.load("metric", probe, config.own_values)(cell, data)
-    metric.update({cell.want[0]: truth[factor]}, {cell.want[0]: predictions[probe][factor]})
+    metric.update(copied({cell.want[0]: truth[factor]}), copied({cell.want[0]: predictions[probe][factor]}))
     return metric.compute()
 
 
@@ -94,7 +94,7 @@ def _residual(method: Any, data: Any, config: Config, device: str, seed: int, ce
     draws = Draws("criteria", "prior", seed, rows=rows, device=device)
     with autocast(config, device):
         latent = method.sample_prior(rows, draws)
-        once, again = (method.decode(latent, cell.want, draws) for _ in range(2))
+        once, again = (copied(method.decode(latent.clone(), cell.want, draws)) for _ in range(2))
     metric.update({}, {name: torch.stack([once[name], again[name]], 1) for name in cell.want})
     return metric.compute()
 
@@ -124,7 +124,7 @@ def _probe(
     inferred = [given for given in subsets if answers[given] is None]
     if not inferred:
         return answers
-    truth = {split: data.factors(split, at) for split, at in taken.items()}
+    truth = {split: copied(data.factors(split, at.clone())) for split, at in taken.items()}
     fitted = fit_probes(torch.stack(latents["validation"]), truth["validation"], torch.stack(latents["test"]), seed)
     return answers | {given: (truth["test"], predictions) for given, predictions in zip(inferred, fitted, strict=True)}
 
@@ -133,10 +133,10 @@ def _probe(
 def _infer(
     method: Any, data: Any, config: Config, device: str, seed: int, given: tuple[str, ...], split: str, at: Tensor
 ) -> Tensor:
-    batch = data.rows(split, at)
+    batch = copied(data.rows(split, at.clone()))
     draws = Draws("criteria", split, "+".join(given), seed, rows=len(at), device=device)
     with autocast(config, device):
-        latent = method.infer({name: batch[name] for name in given}, draws).double()
+        latent = method.infer({name: batch[name] for name in given}, draws).double().clone()
     if not torch.isfinite(latent).all():
         raise ValueError(f"latents of {'+'.join(given)} hold NaN or infinite values")
     return latent

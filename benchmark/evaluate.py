@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmark import registry
 from benchmark.api import Batch, Cell, Inapplicable, Modality, Raw, Score, Unanswered, one_line
 from benchmark.config import Config
-from benchmark.runtime import Draws
+from benchmark.runtime import Draws, copied
 from benchmark.samples import Samples
 from benchmark.train import autocast
 
@@ -70,10 +70,10 @@ def evaluate_cell(
     yield from refused
     rows, spent = data.rows_of(cell), 0.0
     if hasattr(method, "known"):
-        for name, value in [(name, method.known(metric, cell)) for name, metric in metrics.items()]:
-            if value is not None:
-                del metrics[name]
-                yield Result(cell, name, Score(value, 0.0, rows), None, None, _protocol(name, data, config))
+        for name, metric in list(metrics.items()):
+            if (value := method.known(metric, cell)) is not None:
+                protocol = _protocol(metrics.pop(name), data)
+                yield Result(cell, name, Score(value, 0.0, rows), None, None, protocol)
     if not metrics:
         return
     repeats = max(getattr(metric, "draws_per_row", 1) for metric in metrics.values())
@@ -95,19 +95,18 @@ def evaluate_cell(
             yield from (Result(cell, name, None, f"{failed}{one_line(reason)}", None) for name in metrics)
             return
         for metric in metrics.values():
-            metric.update(real, _stack(samples[: getattr(metric, "draws_per_row", 1)]))
+            metric.update(copied(real), copied(_stack(samples[: getattr(metric, "draws_per_row", 1)])))
     per_thousand = 1000 * (spent if kept is None else kept.seconds) / (rows * repeats)
     for name, metric in metrics.items():
         try:
-            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(name, data, config))
+            yield Result(cell, name, metric.compute(), None, per_thousand, _protocol(metric, data))
         except Inapplicable as reason:
             yield Result(cell, name, None, str(reason), per_thousand)
         except RuntimeError as error:  # something that one metric needs is not here; the others go on
             yield Result(cell, name, None, f"error: {one_line(error)}", per_thousand)
 
 
-def _protocol(name: str, data: Any, config: Config) -> Any:
-    metric: Any = registry.load("metric", name, config.own_values)
+def _protocol(metric: Any, data: Any) -> Any:
     return metric.protocol(data) if hasattr(metric, "protocol") else None
 
 
@@ -129,7 +128,9 @@ def split_of(data: Any, cell: Cell) -> str:
 
 def given_of(method: Any, cell: Cell, real: Batch) -> Batch:
     """What a method is given of held-out rows: the cell's modalities, and the labels that a sanity row is told."""
-    return {name: real[name] for name in (*cell.given, *getattr(method, "told_labels", ()))} if cell.given else {}
+    if not cell.given:
+        return {}
+    return copied({name: real[name] for name in (*cell.given, *getattr(method, "told_labels", ()))})
 
 
 def _sample(
@@ -147,7 +148,7 @@ def _sample(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - before
     check_rows(generated, cell, data.modalities, count)
-    return generated, seconds
+    return copied({name: generated[name] for name in cell.want}), seconds
 
 
 def _things(method: Any, data: Any, cell: Cell, config: Config, seed: int, indices: Tensor) -> tuple[Raw, int, float]:

@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_map
 
 from benchmark import registry
 from benchmark.api import Cell
-from benchmark.runner import build, prepare, trainer_of
-from benchmark.runtime import Draws
+from benchmark.runner import build, guarded, prepare, trainer_of
+from benchmark.runtime import Draws, copied
 from benchmark.tables import job_of
 from benchmark.train import LOG_EVERY, Trainer, autocast, training_batch
 
@@ -43,21 +43,22 @@ def profile_method(
 
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(job_of(name, dataset, preset, 0, []), Path(folder), overrides)
-        data = registry.load("dataset", dataset, run.config.own_values)(run.config, device)
-        method = build(run, data, device)
-        yield (
-            f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
-            f"{run.config.precision}, {run.config.batch_rows} rows per update"
-        )
-        if run.method_card.stages:
-            run.directory.mkdir(parents=True)
-            trainer, start = trainer_of(run, data, device), 0
-            for stage, end in trainer.schedule:
-                yield from _training(trainer, stage, start, device)
-                start = end
-            if to_loss:
-                yield _seconds_to(to_loss, trainer_of(run, data, device), device)
-        yield from _sampling(method, data, run.config, device)
+        with guarded(run, device):
+            data = registry.load("dataset", dataset, run.config.own_values)(run.config, device)
+            method = build(run, data, device)
+            yield (
+                f"{registry.stem(name)} at preset {preset} on {device}, {torch.get_num_threads()} threads, "
+                f"{run.config.precision}, {run.config.batch_rows} rows per update"
+            )
+            if run.method_card.stages:
+                run.directory.mkdir(parents=True)
+                trainer, start = trainer_of(run, data, device), 0
+                for stage, end in trainer.schedule:
+                    yield from _training(trainer, stage, start, device)
+                    start = end
+                if to_loss:
+                    yield _seconds_to(to_loss, trainer_of(run, data, device), device)
+            yield from _sampling(method, data, run.config, device)
 
 
 def _training(trainer: Trainer, stage: str, start: int, device: str) -> Iterator[str]:
@@ -74,7 +75,7 @@ def _training(trainer: Trainer, stage: str, start: int, device: str) -> Iterator
 
     def forward(model: Any = trainer.model) -> Any:
         with autocast(trainer.config, device):
-            return model.loss(batch, stage, Draws("profile", rows=rows, block=rows, device=device))[0]
+            return model.loss(copied(batch), stage, Draws("profile", rows=rows, block=rows, device=device))[0]
 
     if len(trainer.schedule) > 1:
         yield f"stage {stage}:"
@@ -109,7 +110,7 @@ def _seconds_to(target: float, trainer: Trainer, device: str) -> str:
         spent += time.perf_counter() - started
         with torch.no_grad(), autocast(trainer.config, device):
             draws = Draws("validation loss", rows=rows, block=rows, device=device)
-            loss = float(average.loss(batch, trainer.schedule[0][0], draws)[1]["reconstruction"])
+            loss = float(average.loss(copied(batch), trainer.schedule[0][0], draws)[1]["reconstruction"])
     reached = "reached" if loss <= target else "NOT reached within the budget"
     return (
         f"validation reconstruction loss {target:g} {reached}: {loss:.4f} after {spent:.1f} s of training, "

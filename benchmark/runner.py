@@ -24,6 +24,7 @@ from benchmark.config import Config, digest, resolve
 from benchmark.criteria import evaluate_criteria
 from benchmark.evaluate import Result, evaluate_cell
 from benchmark.files import is_temporary, lock, write_file
+from benchmark.guard import NUMBERS, PROCESS, unmoved
 from benchmark.processes import here
 from benchmark.progress import Report
 from benchmark.records import Record, Results
@@ -94,6 +95,7 @@ def prepare(job: Job, runs: Path, overrides: Sequence[str] = (), rows: Results |
     name, data = registry.stem(job.method), registry.stem(job.dataset)
     what = (name, data, job.seed, method_card.version, dataset_card.version, code)
     run_id, training_id = digest([config.values(), *what]), _training_id(config, what)
+    runs = runs.absolute()  # a plug-in that goes to another folder does not move them
     directory = runs / job.preset / data / name / _folder(job, training_id)
     rows = rows or Results(runs / "results.csv")
     return Run(job, method_card, dataset_card, config, code, what, run_id, training_id, directory, rows)
@@ -152,17 +154,19 @@ def execute(
                 _forget(run, everything=fresh)
                 try:
                     # What is missing is asked again: another process may have worked here.
-                    failed = _execute_one(run, missing(run), device, report, stopped, deadline)
+                    with guarded(run, device):
+                        failed = _execute_one(run, missing(run), device, report, stopped, deadline)
                     errors += [f"{run.job.method} seed {run.job.seed}: {reason}" for reason in failed]
                 except Stopped:
                     raise Stopped(by_user=stopped()) from None
-                except KeyboardInterrupt:
-                    raise Stopped(by_user=True) from None
                 except UserError:
                     raise
                 except Inapplicable as refusal:
                     _append(run, device, _without_score(run, f"n/a: {refusal}"))
-                except Exception as error:  # one method's failure must not cost the others their turn
+                # One method's failure must not cost the others their turn.
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt) and (stopped() or _ends_at_once()):
+                        raise Stopped(by_user=True) from None
                     reason = one_line(f"error: {type(error).__name__}: {error}")
                     _append(run, device, _without_score(run, reason))
                     errors.append(f"{run.job.method} seed {run.job.seed}: {reason}")
@@ -181,8 +185,9 @@ def follow(runs: Iterable[Run], device: str) -> None:
         for run_id in here().words():
             run = by_id[run_id]
             try:
-                data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
-                trainer_of(run, data, device).run(lambda progress: None)
+                with guarded(run, device):
+                    data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
+                    trainer_of(run, data, device).run(lambda progress: None)
             except Diverged:
                 pass  # in every process alike; the main one says so
             except UserError:
@@ -233,6 +238,30 @@ def build(run: Run, data: Any, device: str) -> Any:
     return method.to(device) if hasattr(method, "to") else method
 
 
+@contextlib.contextmanager
+def guarded(run: Run, device: str) -> Iterator[None]:
+    """A run's plug-ins are at work inside: what they change of the process is put back, and said in a line."""
+    _settle(run.config, device)
+    files = [registry.locate("method", run.job.method), registry.locate("dataset", run.job.dataset)]
+    with registry.beside(files), unmoved(NUMBERS | PROCESS, _say_changed(run)):
+        yield
+
+
+def _say_changed(run: Run) -> Callable[[str], None]:
+    """Says once what plug-ins of a run changed; those that are not the suite's are named beside the method."""
+    job, said = run.job, set[str]()
+    asked = [("dataset", job.dataset), *(("metric", metric) for _, metric in job.scores)]
+    own = [name for kind, name in asked if not registry.known(kind, name)]
+    who = " or ".join(dict.fromkeys(map(registry.stem, [job.method, *own])))
+
+    def say(changed: str) -> None:
+        if changed not in said:
+            print(f"bench: {who} changed {changed} for the whole process: put back", file=sys.stderr, flush=True)
+        said.add(changed)
+
+    return say
+
+
 def _settle(config: Config, device: str) -> None:
     """Give the process its threads and, on a GPU, deterministic kernels: where there is none, torch warns."""
     torch.set_num_threads(config.threads or _THREADS)
@@ -250,17 +279,19 @@ def _execute_one(
     deadline: float | None,
 ) -> list[str]:
     """Train and score; why metrics failed that others do not depend on."""
-    _settle(run.config, device)
     _forget_peak_memory(device)
+    say = _say_changed(run)
     supported, refused = _split(run, todo)
     _append(run, device, refused)
     if not supported:
         return []
     failed: dict[str, None] = {}
-    data = _data_of(run, device)
+    with unmoved(NUMBERS, say):
+        data = _data_of(run, device)
     if run.method_card.needs_full_rows and hasattr(data, "corpora"):
         raise Inapplicable(f"{run.method_card.label} trains on rows of all modalities, and here rows are pairs")
-    method, progress = _train(run, data, device, report, stopped, deadline)
+    with unmoved(NUMBERS, say):
+        method, progress = _train(run, data, device, report, stopped, deadline)
     what = f"{registry.stem(run.job.method)} seed {run.job.seed}: scoring"
     by_cell: dict[Cell, list[str]] = {}
     probed = {(cell, metric) for cell, metric in supported if _of_criteria(metric)}
@@ -273,15 +304,19 @@ def _execute_one(
         if stopped() or (late and position):  # a cell at least, or a short limit would never see an end
             raise Stopped
         report(what, position, total, str(cell).partition(": ")[2])
-        kept = kept_things(run, data, cell, method)
-        results = list(evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept))
+        with unmoved(NUMBERS, say):  # each cell may be scored by a command of its own
+            kept = kept_things(run, data, cell, method)
+            found = evaluate_cell(method, data, cell, by_cell[cell], run.config, run.job.seed, device, kept=kept)
+            results = list(found)
         _append(run, device, results, method, progress)
         reasons = (f"{result.metric}: {result.reason}" for result in results if result.score is None)
         failed |= dict.fromkeys(reason for reason in reasons if ": error: " in reason)
     if probed:
         report(what, len(sampled), total, "probes of the latents")
-        found = evaluate_criteria(method, data, run.config, device, run.job.seed, registry.stem(run.job.dataset))
-        _append(run, device, [_criterion(*each) for each in found if each[:2] in probed], method, progress)
+        with unmoved(NUMBERS, say):
+            every = evaluate_criteria(method, data, run.config, device, run.job.seed, registry.stem(run.job.dataset))
+            wanted = [_criterion(*each) for each in every if each[:2] in probed]
+        _append(run, device, wanted, method, progress)
     report(what, total, total, "done")
     return list(failed)
 
@@ -572,6 +607,11 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ends_at_once() -> bool:
+    """Whether Ctrl-C is no request, as in a job of submitit's: an interrupt is the user's then, and no plug-in's."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _forget_peak_memory(device: str) -> None:

@@ -23,7 +23,7 @@ from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import keep
 from benchmark.files import ELSEWHERE, write_file
 from benchmark.progress import Report
-from benchmark.runner import Run, kept_things, trained_method
+from benchmark.runner import Run, guarded, kept_things, trained_method
 from benchmark.samples import write_png, write_wav
 from benchmark.templates import render
 
@@ -61,31 +61,21 @@ def write_sheets(
     for number, run in enumerate(runs):
         report("sheets", number, len(runs), registry.stem(run.job.method))
         try:
-            method, data, progress = trained_method(run, device)
+            with guarded(run, device):
+                data, made = _made(run, cells, items, device)
         except Inapplicable as reason:
-            without.append(f"{run.method_card.label}: {reason}")
+            without.append(str(reason))
             continue
-        if not hasattr(data, "render"):
-            raise UserError(f"{run.job.dataset} holds no pictures, sounds and sentences: bench sample draws its rows")
-        if run.method_card.stages and (progress is None or not progress.done):
-            without.append(f"{run.method_card.label} is not trained")
-            continue
-        for cell in cells:
-            if cell.task not in run.method_card.tasks:
-                continue
-            kept = kept_things(run, data, cell, method)
-            assert kept is not None
-            rows = min(items, data.rows_of(cell))
-            keep(method, data, cell, run.config, run.job.seed, device, rows, kept)
-            columns.setdefault(cell, []).append(Column(run.method_card.label, kept.read(0, rows, cell.want)))
+        for cell, things in made.items():
+            columns.setdefault(cell, []).append(Column(run.method_card.label, things))
     if not columns:
         raise UserError(f"nothing to show: {'; '.join(without) or 'no method supports these directions'}")
     first = runs[0]
     about = f"{first.dataset_card.label}, preset {first.job.preset}, seed {first.job.seed}"
     sections = []
-    for number, (cell, made) in enumerate(columns.items()):
+    for number, (cell, of_methods) in enumerate(columns.items()):
         report("sheets", number, len(columns), str(cell))
-        shown = [*originals(data, cell, items), *made]
+        shown = [*originals(data, cell, items), *of_methods]
         picture = png(draw_sheet(f"{cell.question}\n{about}", shown, data.sample_rate))
         write_file(folder / f"{cell.stem}.png", picture, ELSEWHERE)
         sections.append((cell.question, _section(shown, folder, cell.stem, data.sample_rate)))
@@ -93,6 +83,26 @@ def write_sheets(
     write_file(folder / "index.html", page.encode(), ELSEWHERE)
     report("sheets", 1, 1, "done")
     return [*without, f"{len(columns)} sheets of {items} items: {folder}", f"to listen: {folder / 'index.html'}"]
+
+
+def _made(run: Run, cells: Sequence[Cell], items: int, device: str) -> tuple[Any, dict[Cell, Raw]]:
+    """The dataset, and what the method makes of each cell that it supports. Raises Inapplicable where it cannot."""
+    try:
+        method, data, progress = trained_method(run, device)
+    except Inapplicable as reason:
+        raise Inapplicable(f"{run.method_card.label}: {reason}") from None
+    if not hasattr(data, "render"):
+        raise UserError(f"{run.job.dataset} holds no pictures, sounds and sentences: bench sample draws its rows")
+    if run.method_card.stages and (progress is None or not progress.done):
+        raise Inapplicable(f"{run.method_card.label} is not trained")
+    found: dict[Cell, Raw] = {}
+    for cell in (cell for cell in cells if cell.task in run.method_card.tasks):
+        kept = kept_things(run, data, cell, method)
+        assert kept is not None
+        rows = min(items, data.rows_of(cell))
+        keep(method, data, cell, run.config, run.job.seed, device, rows, kept)
+        found[cell] = kept.read(0, rows, cell.want)
+    return data, found
 
 
 def originals(data: Any, cell: Cell, items: int) -> list[Column]:

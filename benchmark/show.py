@@ -25,9 +25,9 @@ from benchmark.config import nearest, resolve
 from benchmark.drawing import INK, QUIET, png, why_none
 from benchmark.evaluate import BATCH_ROWS, check_rows, given_of
 from benchmark.files import ELSEWHERE, write_file
-from benchmark.runner import Run, trained_method
-from benchmark.runtime import Draws
-from benchmark.train import autocast, read_log
+from benchmark.runner import Run, guarded, trained_method
+from benchmark.runtime import Draws, copied
+from benchmark.train import autocast, read_log, separate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,8 +66,7 @@ def write_samples(run: Run, given: tuple[str, ...], rows: int | None, device: st
     }
     path = folder / f"{cell.stem}.safetensors"
     described = {"run": json.dumps(facts)}  # one entry: safetensors writes several in an order of the moment
-    tensors = {name: rows.cpu().contiguous() for name, rows in contents.items()}
-    write_file(path, save(tensors, metadata=described), ELSEWHERE)
+    write_file(path, save(separate(contents), metadata=described), ELSEWHERE)
     pairs = _shared(cell, data, real, generated)
     lines = [f"{rows} rows, {str(cell).partition(': ')[2]}: {path}"]
     if pairs:
@@ -91,6 +90,11 @@ def sampled_picture(run: Run, given: tuple[str, ...], rows: int | None, device: 
 def _made(run: Run, given: tuple[str, ...], rows: int | None, device: str) -> tuple[Cell, Any, Batch, Batch]:
     """The cell, the dataset, its first test rows, and what the trained method generates for them. Raises UserError."""
     cell = _cell(run, given)
+    with guarded(run, device):
+        return cell, *_of_trained(run, cell, rows, device)
+
+
+def _of_trained(run: Run, cell: Cell, rows: int | None, device: str) -> tuple[Any, Batch, Batch]:
     method, data, progress = trained_method(run, device)
     if run.method_card.stages and (progress is None or not progress.done):
         stands = f"stands at update {progress.updates} of {run.config.updates}" if progress else "has no trained model"
@@ -98,7 +102,7 @@ def _made(run: Run, given: tuple[str, ...], rows: int | None, device: str) -> tu
     rows = min(MOST_ROWS, data.count("test")) if rows is None else rows
     if rows > data.count("test"):
         raise UserError(f"--rows {rows}: {cell.dataset} has {data.count('test')} test rows here: ask for no more")
-    return cell, data, *_generate(run, method, data, cell, rows, device)
+    return data, *_generate(run, method, data, cell, rows, device)
 
 
 def _picture(run: Run, cell: Cell, data: Any, real: Batch, generated: Batch) -> Figure | None:
@@ -160,10 +164,11 @@ def _generate(run: Run, method: Any, data: Any, cell: Cell, rows: int, device: s
     for start in range(0, rows, BATCH_ROWS):
         count = min(BATCH_ROWS, rows - start)
         draws = Draws("sample", cell, run.job.seed, rows=count, first_row=start, device=device)
-        source = {name: x[start : start + count] for name, x in given_of(method, cell, real).items()}
+        source = given_of(method, cell, {name: x[start : start + count] for name, x in real.items()})
         with torch.no_grad(), autocast(run.config, device):
-            parts.append(method.sample(source, cell.want, count, draws))
-        check_rows(parts[-1], cell, data.modalities, count)
+            made = method.sample(source, cell.want, count, draws)
+        check_rows(made, cell, data.modalities, count)
+        parts.append(copied({name: made[name] for name in cell.want}))
     return real, {name: torch.cat([part[name] for part in parts]) for name in cell.want}
 
 

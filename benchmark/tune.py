@@ -139,7 +139,8 @@ def tune(
         run = runner.prepare(job, runs, _overrides(search, job, point))
         done = [line for line in read_lines(search.lines) if line["run_id"] == run.run_id]
         if not done:
-            done = [_trial(run, search, " ".join(point), device, report)]
+            with runner.guarded(run, device):
+                done = [_trial(run, search, " ".join(point), device, report)]
             with (path := runs / "tuning.lock").open("ab") as file:  # two searches may share the file
                 lock(file.fileno(), path, "--runs")
                 _write(search.lines, [*_others(read_lines(search.lines), done[0]), *done])

@@ -218,7 +218,12 @@ BROKEN_METHODS = {
         ANSWERS,
         r"RuntimeError: planted \(joint_flow.py:\d+\)",
     ),
-    "changed input": (in_sample("[x.zero_() for x in given.values()]"), ANSWERS, "changes the rows it was given"),
+    "exit": (in_sample("raise SystemExit(0)"), ANSWERS, "SystemExit: 0"),
+    "changed settings": (
+        in_loss("torch.set_flush_denormal(True)"),
+        "leaves the process as it was",
+        r"loss\(\) of 'joint' changes torch's subnormal numbers for the whole process",
+    ),
     "global generator": (sample_noise(f"torch.randn{SHAPE})"), SAMPLE, "depends on a global generator"),
     "forked generator": (
         in_sample(f"with torch.random.fork_rng(devices=[]): noise = torch.randn{SHAPE})"),

@@ -23,6 +23,7 @@ LAYERS = (
     {
         "benchmark.processes",
         "benchmark.frozen",
+        "benchmark.guard",
         "benchmark.runtime",
         "benchmark.samples",
         "benchmark.trained",
