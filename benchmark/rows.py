@@ -71,9 +71,10 @@ class Settings:
         if self.reference:
             return []
         own = {registry.stem(name): name for name in self.own}
-        datasets = [name.partition(":")[0] for name in rows["dataset"]]  # without their variants
         metrics = tuple(name for name in rows["metric"].unique() if registry.known("metric", name))
-        asked = rows[["method", "seed"]].assign(dataset=datasets).drop_duplicates()
+        asked = rows[["method", "seed", "dataset"]].drop_duplicates()
+        asked = asked.assign(dataset=[name.partition(":")[0] for name in asked["dataset"]])  # without their variants
+        asked = asked.drop_duplicates()
         return [
             self.prepare(Job(own.get(job.method, job.method), job.dataset, self.preset, job.seed, (), metrics))
             for job in asked.itertuples(index=False)
