@@ -31,6 +31,7 @@ NO_PLUG_INS = {
     "os.sched_getaffinity": "a module",
     "piece.type.list_size": "a type of pyarrow",
     "self.downsample": "a layer of a network",
+    "stream.reconfigure": "a text stream",
     "target.id": "a node of a syntax tree",
 }
 
