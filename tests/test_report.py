@@ -395,7 +395,7 @@ class World:
 @pytest.fixture
 def spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Run:
     """A run that kept two rows of one direction."""
-    monkeypatch.setattr(registry, "load", lambda kind, name: World)
+    monkeypatch.setattr(registry, "load", lambda kind, name, own=(): World)
     run = runner.prepare(Job("muni", "spoken_digits", "smoke", 0, (), ()), tmp_path / "runs")
     cell = Cell("spoken_digits", (), ("text", "image", "audio"))
     raw = {
