@@ -47,6 +47,7 @@ def _matmul_precision() -> str:
         return ""
 
 
+_TORCHS = ("TORCHINDUCTOR_", "TRITON_")  # variables that torch sets itself, when a network is compiled
 _left: list[Any] = []  # inference modes, which end when they are forgotten
 
 
@@ -55,8 +56,12 @@ def _put_inference_mode(enabled: bool) -> None:
     _left[-1].__enter__()
 
 
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_TORCHS)}
+
+
 def _put_environment(values: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - values.keys():
+    for name in _environment().keys() - values.keys():
         del os.environ[name]
     os.environ.update(values)
 
@@ -202,7 +207,7 @@ def _of_decimal(context: decimal.Context) -> dict[str, Any]:
 
 # What a plug-in may need from its import on, and so keeps until its run ends.
 PROCESS: dict[str, _Kept] = {
-    "the environment": _Kept(lambda: dict(os.environ), _put_environment),
+    "the environment": _Kept(_environment, _put_environment),
     "sys.path": _Kept(lambda: list(sys.path), lambda value: _put_list(sys.path, value)),
     "handlers of signals": _Kept(_handlers, _put_handlers),
     "an alarm": _Kept(_alarm, lambda before: None if before else signal.setitimer(signal.ITIMER_REAL, 0)),
