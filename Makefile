@@ -4,6 +4,7 @@ PRESET ?= cpu
 RUNS ?= runs/smoke
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+FITS := $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
 # Two torch processes on two cores otherwise spin at each other's barriers and slow down many times over.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -45,8 +46,8 @@ clean: ## remove the environment and every cache; runs/ and results/ stay
 
 # Stamps: an environment is made once, and again when what it is made from changes.
 $(VENV)/.core: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about a minute"
-	$(PYTHON) -m venv $(VENV)
+	@$(FITS) || { echo "$(PYTHON) is no Python 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "Installing into $(VENV): about a minute" && $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e . && touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -27,6 +27,11 @@ class UserError(Exception):
     """Something the user can mend. One line that says what, where and how; the command exits with status 2."""
 
 
+SEEDS = range(
+    2**32
+)  # a training's seeds: torch's generator on a CPU keeps 32 bits of a seed, and takes s + 2**32 for s
+
+
 def one_line(text: object) -> str:
     """The text with every run of white space, line separators of any alphabet among them, as one space."""
     return " ".join(str(text).split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,13 +21,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 import typer
 
 from benchmark import __version__, registry, terminal
-from benchmark.api import TASKS, UserError, cells
+from benchmark.api import SEEDS, TASKS, UserError, cells
 from benchmark.config import PRESETS, default_preset, resolve
+from benchmark.files import expanded, folder_named
 from benchmark.formats import FORMATS, render
 from benchmark.page import page_of
 from benchmark.progress import progress
 from benchmark.strict import known_name, read_toml
-from benchmark.tables import Job, Table, job_of, load_table, table_files
+from benchmark.tables import MOST_SEEDS, Job, Table, job_of, load_table, table_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,9 +53,8 @@ Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name, or path of 
 Preset = Annotated[
     str, typer.Option("--preset", "-p", help=f"One of {', '.join(PRESETS)}; default: gpu with a GPU, else cpu.")
 ]
-LARGEST_SEED, MOST_SEEDS = 2**32 - 1, 10_000
 Seeds = Annotated[list[str], typer.Option("--seed", "-s", help="0, 0-4 or 0,2,5; repeatable.")]
-Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=LARGEST_SEED)]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=SEEDS[-1])]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of checkpoints and of results.csv.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override a field: key=value; repeatable. See bench info.")]
@@ -111,10 +112,16 @@ def main() -> None:
     sys.exit(status)
 
 
+def _at_home(word: str) -> str:
+    """`--runs=~/runs` with the home folder: there the shell leaves the `~` alone."""
+    option, path = re.fullmatch(r"(--[\w-]+=|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    return option + str(expanded(Path(path))) if re.match(r"~[\w.-]*/|~$", path) else word
+
+
 def _status() -> int | str | None:
     """Carry out the command; its exit status."""
     try:
-        app(standalone_mode=True)
+        app([_at_home(word) for word in sys.argv[1:]], standalone_mode=True)
     except SystemExit as end:
         return end.code
     except UserError as error:
@@ -131,8 +138,8 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    data = os.environ.get("MUNI_BENCH_DATA")
-    if data and not Path(data).is_dir():
+    data = folder_named("MUNI_BENCH_DATA")
+    if data and not data.is_dir():
         raise UserError(f"MUNI_BENCH_DATA={data}: no such folder: name the one that holds the data, or unset it")
     if version:
         print(f"muni-bench {__version__}")
@@ -818,8 +825,8 @@ def _seeds(texts: list[str]) -> list[int]:
         numbers = range(int(low), int(high or low) + 1) if low.isdecimal() and (high or low).isdecimal() else range(0)
         if not numbers or part.endswith("-"):
             raise UserError(f"--seed {part}: write a number, a range such as 0-4, or a list such as 0,2,5")
-        if numbers[-1] > LARGEST_SEED or numbers[-1] - numbers[0] >= MOST_SEEDS:
-            raise UserError(f"--seed {part}: seeds end at {LARGEST_SEED}, and a range has {MOST_SEEDS} at most")
+        if numbers[-1] not in SEEDS or numbers[-1] - numbers[0] >= MOST_SEEDS:
+            raise UserError(f"--seed {part}: seeds end at {SEEDS[-1]}, and a range has {MOST_SEEDS} at most")
         seeds += numbers
     return list(dict.fromkeys(seeds))
 

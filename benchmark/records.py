@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from benchmark.api import UserError
+from benchmark.api import SEEDS, UserError
 from benchmark.files import lock, replacing, write_atomic, write_file
 
 if TYPE_CHECKING:
@@ -444,6 +444,8 @@ def _values(lines: Sequence[str]) -> Sequence[Sequence[Any]]:
         values[column] = list(map(int, values[column]))
         if max(map(abs, values[column])) >= 2**63:
             raise ValueError("too large")
+    if not all(seed in SEEDS for seed in set(values["seed"])):
+        raise ValueError("no seed")
     for column in _NUMBERS:
         values[column] = [float(text) if text else None for text in values[column]]
         if not math.isfinite(sum(filter(None, values[column]))):
@@ -488,6 +490,8 @@ def _record(row: dict[str, Any]) -> Record:
     for column in _NUMBERS:
         if row[column] is not None:
             row[column] = None if math.isnan(row[column]) else float(row[column])
+    if row["seed"] not in SEEDS:
+        raise ValueError(f"seed is {row['seed']}, and seeds are from 0 to {SEEDS[-1]}")
     if row["parameters"] is not None and math.isfinite(row["parameters"]):
         row["parameters"] = int(row["parameters"])
     return Record(**row)

@@ -14,7 +14,11 @@ from torch import Tensor
 
 
 def seed_of(*purpose: object) -> int:
-    """A 63-bit seed that is a function of the purpose's words and numbers alone, on every machine."""
+    """A 63-bit seed that is a function of the purpose's words and numbers alone, on every machine.
+
+    Torch's generator on a GPU keeps all of it, the one on a CPU the last 32 bits. So two purposes share their random
+    numbers there with a chance of 2**-32: docs/findings.md says what that comes to in a run.
+    """
     digest = hashlib.blake2b("\x1f".join(map(str, purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

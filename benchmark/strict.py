@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark.api import UserError
+from benchmark.api import SEEDS, UserError
 from benchmark.config import nearest
 
 
@@ -35,6 +35,13 @@ def checked(
     for key in required:
         if key not in raw:
             raise UserError(f"{where}: lacks the key {key!r}")
+
+
+def checked_seed(seed: Any, where: str) -> int:
+    """Raises UserError for what is no training's seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
+        raise UserError(f"{where}: seed {seed!r}: write a whole number from 0 to {SEEDS[-1]}")
+    return seed
 
 
 def known_name(name: str, known: Collection[str], what: str, where: str) -> None:

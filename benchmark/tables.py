@@ -11,11 +11,12 @@ from benchmark.api import TASKS, Cell, UserError, cells
 from benchmark.config import PRESETS, nearest
 from benchmark.files import files_in
 from benchmark.registry import stem
-from benchmark.strict import checked, known_name, read_toml
+from benchmark.strict import checked, checked_seed, known_name, read_toml
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the results inside the package, a checkout beside it.
 RESULTS = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results"
+MOST_SEEDS = 10_000  # of a table, or of a range of them
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Job:
     cells: tuple[Cell, ...]
     metrics: tuple[str, ...]
     skip: frozenset[tuple[Cell, str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        checked_seed(self.seed, self.method)
 
     @property
     def scores(self) -> tuple[tuple[Cell, str], ...]:
@@ -211,8 +215,8 @@ def _check_table(raw: Mapping[str, Any], where: str, metrics: Collection[str]) -
     for name, count in raw["seeds"].items():
         if name not in PRESETS:
             raise UserError(f"{where}: seeds: unknown preset {name!r}{nearest(name, PRESETS)}")
-        if not isinstance(count, int) or count < 1:
-            raise UserError(f"{where}: seeds: {name} = {count!r}: write a whole number of at least 1")
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_SEEDS:
+            raise UserError(f"{where}: seeds: {name} = {count!r}: write a whole number from 1 to {MOST_SEEDS}")
     for place, entry in enumerate(raw["column"], 1):
         _check_column(entry, f"{where}: column {place}", metrics)
     headers = [entry["header"] for entry in raw["column"]]

@@ -24,7 +24,7 @@ from benchmark.config import resolve
 from benchmark.evaluate import evaluate_cell
 from benchmark.files import files_in, lock, write_file
 from benchmark.progress import Report
-from benchmark.strict import known_name, read_toml
+from benchmark.strict import checked_seed, known_name, read_toml
 from benchmark.tables import RESULTS, Job
 from benchmark.train import Diverged
 
@@ -104,7 +104,7 @@ def load_search(name: str, folder: Path = RESULTS) -> Search:
         return Search(
             path=path,
             dataset=content["dataset"],
-            seed=content["seed"],
+            seed=checked_seed(content["seed"], str(path)),
             fixed=tuple(content["fixed"]),
             fields=tuple(grid),
             points=tuple(map(tuple, points)),

@@ -859,3 +859,16 @@ def test_a_folder_of_data_that_is_not_there_is_one_line(runs: Path, monkeypatch:
     assert answer.status == 2 and answer.err == (
         f"bench: MUNI_BENCH_DATA={runs / 'nowhere'}: no such folder: name the one that holds the data, or unset it\n"
     )
+
+
+def test_a_tilde_is_the_home_folder_in_every_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin) -> None:
+    plugin("mine.py", NOISE)
+    (tmp_path / "table.toml").write_text((tables.RESULTS / "tables" / "table5.toml").read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MUNI_BENCH_DATA", "~")
+    answer = bench("run", "-m", "~/mine.py", "-t", "uncond", *SMALL, "--runs=~/runs")
+    assert answer.status == 0 and f"Rows: {tmp_path}/runs/results.csv" in answer.out, answer.err
+    assert bench("reproduce", "~/table.toml", "--method=~/mine.py", *SMALL, "--runs=~/runs", "--plan").status == 0
+    lost = bench("table", "table5", "--runs=~nobody-has-this-name/runs")
+    assert (lost.status, lost.out) == (2, "") and "no home folder for ~nobody-has-this-name" in lost.err
+    assert cli._at_home("--reason=~5 % less") == "--reason=~5 % less"

@@ -36,7 +36,7 @@ def test_a_file_and_its_folder_are_made_as_the_umask_says(tmp_path: Path, umask:
         pass
     made = ("a/b", "results.csv", "lock", "run/lock")
     assert {name: mode(tmp_path / name) for name in made} == dict.fromkeys(made, 0o666 & ~umask)
-    records.drop(tmp_path / "results.csv", ROW.run_id)
+    records.Results(tmp_path / "results.csv").drop([ROW.run_id])
     assert mode(tmp_path / "results.csv") == 0o666 & ~umask
     assert mode(tmp_path / "a") == 0o777 & ~umask
 
@@ -60,7 +60,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
     target.unlink()
     records.append(link, [ROW])
     records.append(link, [ROW.__class__(**vars(ROW) | {"run_id": "other"})])
-    records.drop(link, "other")
+    records.Results(link).drop(["other"])
     assert link.is_symlink() and records.read(target) == [ROW]
     assert {path.name for path in (*tmp_path.iterdir(), *target.parent.iterdir())} == {"far", link.name, target.name}
 

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 from tests import ROOT
 from tests.command import bench
@@ -30,14 +31,16 @@ def requirement(text: str) -> str:
 
 
 def pins(text: str) -> dict[str, str]:
-    """Name -> version of a constraints file. Raises ValueError for any line that is not one exact pin."""
+    """Name -> version of a constraints file, for this Python. Raises ValueError for a line that is no exact pin."""
     found = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if line and not line.startswith("#"):
-            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
-            if not match or normal(match[1]) in found:
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)(; .+)?", line)
+            holds = match and (not match[3] or Marker(match[3][2:]).evaluate())
+            if not match or (holds and normal(match[1]) in found):
                 raise ValueError(f"line {number}: {line!r} is not one exact pin")
-            found[normal(match[1])] = match[2]
+            if holds:
+                found[normal(match[1])] = match[2]
     return found
 
 
@@ -70,6 +73,24 @@ def test_constraints_pin_every_dependency() -> None:
 def test_a_loose_or_local_pin_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="is not one exact pin"):
         pins(line)
+
+
+def interpreter(tmp_path: Path, version: str) -> Path:
+    """A program that is asked only whether it is a Python that the suite takes, as this one with another version."""
+    path = tmp_path / "python"
+    path.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = {version}\nexec(sys.argv[2])\nsys.exit(9)\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("version", [(3, 10, 13), (3, 14, 0), None])
+def test_make_says_at_once_which_python_it_needs(tmp_path: Path, version: tuple[int, ...] | None) -> None:
+    python = interpreter(tmp_path, str(version)) if version else tmp_path / "absent"
+    words = ["make", "quickstart", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode and not (tmp_path / "venv").exists()
+    assert f"{python} is no Python 3.11 to 3.13: make quickstart PYTHON=" in done.stdout
+    assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
 
 
 def test_ranges_stay_open_and_the_core_small() -> None:

@@ -555,3 +555,11 @@ def test_many_lines_at_once_are_read_as_strictly_as_one_by_one(place: int, lengt
                 return str(error)
 
     assert answer(500) == answer(1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_named_by_line(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "results.csv"
+    append(path, [replace(ROW, seed=seed)])
+    with pytest.raises(UserError, match=rf"line 2: seed is {seed}, and seeds are from 0 to 4294967295: mend"):
+        load(path)

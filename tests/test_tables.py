@@ -15,7 +15,7 @@ from benchmark.page import STAND_IN, compose
 from benchmark.records import KEY
 from benchmark.registry import card, index
 from benchmark.summary import ONE_PER_COLUMN, load_paper, paper_values, summarise
-from benchmark.tables import RESULTS, Column, Job, load_table, table_files
+from benchmark.tables import RESULTS, Column, Job, job_of, load_table, table_files
 
 MODALITIES = ("a", "b", "c")
 METRICS = {
@@ -111,6 +111,8 @@ def page(table, frame, preset="cpu", format="md", color=False, **cards):
         ("digits = 4", "digts = 4", "unknown key 'digts': did you mean 'digits'?"),
         ("digits = 4", 'digits = "4"', "digits = '4' is not of type int"),
         ("digits = 4\n", "", "lacks the key 'digits'"),
+        ("cpu = 5", "cpu = true", "seeds: cpu = True: write a whole number from 1 to 10000"),
+        ("cpu = 5", "cpu = 10001", "seeds: cpu = 10001: write a whole number from 1 to 10000"),
         ("cpu = 5", "cpuu = 5", "seeds: unknown preset 'cpuu': did you mean 'cpu'?"),
         ("cpu = 5", "cpu = 0", "cpu = 0: write a whole number"),
         ('header = "2→1 align."', 'header = "1→1 align."', "two columns have the header '1→1 align.'"),
@@ -601,3 +603,10 @@ def test_import_brings_no_heavy_library():
         cwd=RESULTS.parent,
         env={**os.environ, "PYTHONPATH": str(RESULTS.parent)},
     )
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.0, "1"])
+def test_a_seed_that_the_generator_does_not_tell_from_another_is_refused(seed):
+    with pytest.raises(UserError, match=r"muni: seed .*: write a whole number from 0 to 4294967295"):
+        job_of("muni", "gaussian_mixture", "smoke", seed, [])
+    assert job_of("muni", "gaussian_mixture", "smoke", 2**32 - 1, []).seed == 2**32 - 1

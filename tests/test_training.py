@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmark import registry, runner
+from benchmark.runtime import seed_of
 from benchmark.tables import job_of
 from benchmark.train import Progress, Trainer
 
@@ -130,3 +132,14 @@ def test_a_run_cut_between_its_stages_equals_a_whole_one(
     whole.run(lambda progress: None)
     for one, other in [(whole.model, cut.model), (whole.average, cut.average)]:
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_a_cpu_keeps_the_last_32_bits_of_a_hashed_seed() -> None:
+    """What docs/findings.md counts on: equal streams where these agree, and hashes that spread over all of them."""
+    seed = seed_of("train", 0, 1, "noise", 0, 0)
+    assert seed > 2**32
+    streams = [torch.randn(8, generator=torch.Generator().manual_seed(s)) for s in (seed, seed % 2**32, seed ^ 1)]
+    assert streams[0].equal(streams[1]) and not streams[0].equal(streams[2])
+    kept = [seed_of("train", 0, update, "noise", 0, 0) % 2**32 for update in range(100_000)]
+    assert abs(statistics.fmean(kept) / 2**32 - 0.5) < 0.005
+    assert 1 - len(set(kept)) / len(kept) < 5 / len(kept)  # 1.16 pairs are expected

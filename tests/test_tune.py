@@ -176,6 +176,9 @@ def test_unknown_and_broken_searches_are_one_line(folder: Path) -> None:
     (folder / "broken.toml").write_text("[grid]\nupdates = [1]\n")
     with pytest.raises(UserError, match="a search needs dataset, seed, fixed, metrics, and"):
         tune.load_search("broken", folder)
+    (folder / "large.toml").write_text((folder / "small.toml").read_text().replace("seed = 7", "seed = 4294967296"))
+    with pytest.raises(UserError, match=r"large.toml: seed 4294967296: write a whole number from 0 to 4294967295"):
+        tune.load_search("large", folder)
     (folder / "small.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not the trials of a search"):
         tune.read_lines(folder / "small.csv")
