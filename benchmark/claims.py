@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 LEAST_SEEDS = 3
-RELATIONS = ("below", "above", "unsupported")
+_SIGNS = {"below": "<", "above": ">"}
+RELATIONS = (*_SIGNS, "unsupported")
 Verdict = Literal["holds", "fails", "undecided", "n/a"]
 
 
@@ -55,6 +56,8 @@ class Claim:
     chosen on the seeds that it is judged on, they share the level at which each rival is judged.
     `table`: the paper's table, as in results/paper.csv. Several quantities of one side are averaged
     on the log scale. `unsupported`: the subject has no number on `on`, and there are no rivals.
+    `also`: what has to hold besides, each a claim of the same id and subject. Each part is judged at its share of the
+    level.
     `conditions`: the suite's table, reduced to the columns on which it is refused; None where it has no such column.
     """
 
@@ -73,6 +76,12 @@ class Claim:
     on: tuple[Column, ...]
     against: tuple[Column, ...]
     conditions: Table | None = None
+    also: tuple[Claim, ...] = ()
+
+    @property
+    def level(self) -> float:
+        """At which the rivals of each part are judged."""
+        return ALPHA / (1 + len(self.variants)) / (1 + len(self.also))
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,8 @@ def _section(section: Any, table: str, file: str, metrics: Collection[str], pres
             tuple(_quantity(quantity, where, metrics, table, loaded) for quantity in raw.get(key, raw["on"]))
             for key in ("on", "against")
         )
-        if raw["subject"] in _rivals(raw) and on == against:
-            raise UserError(f"{where}: {raw['subject']} is compared with itself: write what against, or drop it")
         refusing = tuple(column for column in loaded.columns if column.least) if loaded else ()
-        yield Claim(
+        claim = Claim(
             id=raw["id"],
             text=raw["text"],
             source=section["source"],
@@ -143,6 +150,28 @@ def _section(section: Any, table: str, file: str, metrics: Collection[str], pres
             against=against,
             conditions=replace(loaded, columns=refusing) if loaded and refusing else None,
         )
+        parts = tuple(_part(claim, part, where) for part in raw.get("also", ()))
+        if on == against and any(claim.subject in part.rivals for part in (claim, *parts)):
+            raise UserError(f"{where}: {claim.subject} is compared with itself: write what against, or drop it")
+        yield replace(claim, also=parts)
+
+
+def _part(claim: Claim, raw: Any, where: str) -> Claim:
+    """What a claim says besides: the same comparison but for what is written."""
+    where = f"{where}: also"
+    if not isinstance(raw, dict):
+        raise UserError(f'{where}: {raw!r}: write {{ relation = "below" }}, with factor and rivals where they differ')
+    checked(raw, {"relation": str}, where, {"rivals": list, "factor": float})
+    known_name(raw["relation"], _SIGNS, "relation", where)
+    _check_factor(raw, where)
+    if not raw.get("rivals", claim.rivals):
+        raise UserError(f"{where}: rivals = []: name some, or drop the key for those of the claim")
+    return replace(
+        claim,
+        relation=raw["relation"],
+        factor=raw.get("factor", 1.0),
+        rivals=tuple(raw.get("rivals", claim.rivals)),
+    )
 
 
 def _check_claim(raw: Mapping[str, Any], where: str) -> None:
@@ -151,11 +180,20 @@ def _check_claim(raw: Mapping[str, Any], where: str) -> None:
         raw,
         {"id": str, "text": str, "subject": str, "relation": str, "on": list},
         where,
-        {"rivals": list, "factor": float, "margin": float, "than": float, "against": list, "variants": list},
+        {
+            "rivals": list,
+            "factor": float,
+            "margin": float,
+            "than": float,
+            "against": list,
+            "variants": list,
+            "also": list,
+        },
     )
     known_name(raw["relation"], RELATIONS, "relation", where)
-    if raw.get("factor", 1.0) <= 0:
-        raise UserError(f"{where}: factor = {raw['factor']}: must be positive")
+    _check_factor(raw, where)
+    if "also" in raw and (raw["relation"] == "unsupported" or {"margin", "than", "variants"} & raw.keys()):
+        raise UserError(f"{where}: also adds to ratios of one method: drop it, or margin, than, variants, unsupported")
     if "factor" in raw and "margin" in raw:
         raise UserError(f"{where}: write either factor, of a ratio, or margin, of a difference")
     if "than" in raw:
@@ -165,6 +203,11 @@ def _check_claim(raw: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: than = {raw['than']}: must be positive")
     if bool(_rivals(raw)) == (raw["relation"] == "unsupported"):
         raise UserError(f"{where}: rivals belong to the relations below and above, which need them, or than")
+
+
+def _check_factor(raw: Mapping[str, Any], where: str) -> None:
+    if raw.get("factor", 1.0) <= 0:
+        raise UserError(f"{where}: factor = {raw['factor']}: must be positive")
 
 
 def _rivals(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -277,18 +320,23 @@ def check_claims(
     """One row per claim and rival: the claim's verdict, the rival's, and whether the paper's own table agrees.
 
     A claim fails where one rival shows the opposite, holds where every rival that has such a number
-    agrees, and is undecided otherwise. `modalities`: dataset -> names. `in_paper`: "yes", "no", or ""
-    where the table has no such numbers. Raises UserError where rows that are not comparable meet.
+    agrees, in each of its parts, and is undecided otherwise. `modalities`: dataset -> names. `in_paper`: "yes", "no",
+    or "" where the table has no such numbers. Raises UserError where rows that are not comparable meet.
     """
     import pandas as pd
 
     rows = []
     for claim in claims:
-        answers = _answers(frame, claim, preset, modalities)
-        verdicts = {answer.verdict for answer in answers.values()} - {"n/a"}
+        answers = [
+            (part, rival, answer)
+            for part in (claim, *claim.also)
+            for rival, answer in _answers(frame, part, claim.level, preset, modalities).items()
+        ]
+        verdicts = {answer.verdict for _, _, answer in answers} - {"n/a"}
         overall = "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "undecided"
-        agrees = _in_paper(claim, paper)
-        for rival, answer in answers.items():
+        agreeing = {_in_paper(part, paper) for part in (claim, *claim.also)}
+        agrees = next(answer for answer in ("no", "", "yes") if answer in agreeing)
+        for part, rival, answer in answers:
             rows.append(
                 {
                     "claim": claim.id,
@@ -299,8 +347,8 @@ def check_claims(
                     "in_paper": agrees,
                     "subject": " or ".join((claim.subject, *claim.variants)),
                     "rival": rival,
-                    "relation": claim.relation,
-                    "factor": claim.factor,
+                    "relation": part.relation,
+                    "factor": part.factor,
                     "margin": math.nan if claim.margin is None else claim.margin,
                     "rival_verdict": answer.verdict,
                     **{field.name: getattr(answer, field.name) for field in fields(Comparison)[1:]},
@@ -310,8 +358,9 @@ def check_claims(
 
 
 def _answers(
-    frame: pd.DataFrame, claim: Claim, preset: str, modalities: Mapping[str, Sequence[str]]
+    frame: pd.DataFrame, claim: Claim, level: float, preset: str, modalities: Mapping[str, Sequence[str]]
 ) -> dict[str, Comparison]:
+    """Each rival's answer to one part of a claim."""
     columns = _columns(frame, claim, preset, modalities)
     if claim.conditions:
         summary = summarise(frame, claim.conditions, preset, modalities[claim.dataset])
@@ -334,7 +383,7 @@ def _answers(
         else:
             gaps[rival] = _array([])  # it counts among the rivals of Holm's step-down
             answers[rival] = Comparison("undecided", reason=lack)
-    answers = compare(gaps, claim.relation, claim.factor, ALPHA / (1 + len(claim.variants)), claim.margin) | answers
+    answers = compare(gaps, claim.relation, claim.factor, level, claim.margin) | answers
     return {rival: answers[rival] for rival in claim.rivals}
 
 
@@ -462,12 +511,15 @@ def _per_claim(result: pd.DataFrame) -> Iterator[tuple[Mapping[str, Any], str, l
     """Per claim: its first row, what is claimed, and a sentence per rival."""
     for _, group in result.groupby("claim", sort=False):
         rows = group.to_dict("records")
-        yield rows[0], _claimed(rows[0]), list(map(_sentence, rows))
+        bounds = [_bound(row) for row in rows]
+        several = len(set(bounds)) > 1
+        sentences = [_sentence(row, f" ({bound})" * several) for row, bound in zip(rows, bounds, strict=True)]
+        yield rows[0], "; ".join(dict.fromkeys(bounds)), sentences
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
-    """One rival's line: verdict, ratio, interval, or the reason why there is none."""
-    other = row["rival"] if row["rival"] != row["subject"] else "itself"
+def _sentence(row: Mapping[str, Any], bound: str) -> str:
+    """One rival's line: `bound`, verdict, ratio, interval, or the reason why there is none."""
+    other = (row["rival"] if row["rival"] != row["subject"] else "itself") + bound
     if not row["rival"]:
         return str(row["reason"])
     if math.isnan(row["low"]):
@@ -479,13 +531,12 @@ def _sentence(row: Mapping[str, Any]) -> str:
     return f"{other}: {row['rival_verdict']} ({interval}; {row['seeds']} seeds)"
 
 
-def _claimed(row: Mapping[str, Any]) -> str:
+def _bound(row: Mapping[str, Any]) -> str:
+    """What is claimed of one rival."""
     if row["relation"] == "unsupported":
         return "no number"
-    sign = "<" if row["relation"] == "below" else ">"
-    if math.isnan(row["margin"]):
-        return f"ratio {sign} {row['factor']:.3g}"
-    return f"difference {sign} {row['margin']:.3g}"
+    ratio = math.isnan(row["margin"])
+    return f"{'ratio' if ratio else 'difference'} {_SIGNS[row['relation']]} {row['factor' if ratio else 'margin']:.3g}"
 
 
 def _counts(result: pd.DataFrame) -> str:

@@ -308,6 +308,13 @@ def test_other_presets_are_not_seen(claims):
         ('rivals = ["mmvaeplus"]', 'rivals = ["mmvaeplus"]\nthan = 0.5', "than = 0.5 stands in the place of rivals"),
         ("than = 0.98", "than = -0.98", "mld_nearly_perfect_coherence: than = -0.98: must be positive"),
         ('against = [["one_to_one", "shared_mse"]]', "", "compared with itself"),
+        ('also = [{ relation = "below"', 'also = [{ relation = "belw"', "also: unknown relation 'belw'"),
+        ('also = [{ relation = "below"', 'also = ["below", { relation = "below"', "also: 'below': write { relation"),
+        ('also = [{ relation = "below"', 'also = [{ margin = 0.1, relation = "below"', "also: unknown key 'margin'"),
+        ("factor = 1.068 }", "factor = -1.0 }", "also: factor = -1.0: must be positive"),
+        ('rivals = ["muni"] }', "rivals = [] }", "also: rivals = []: name some"),
+        ('rivals = ["muni"] }', 'rivals = ["shala"] }', "shala is compared with itself"),
+        ("margin = 0.36", 'margin = 0.36\nalso = [{ relation = "below" }]', "also adds to ratios of one method"),
     ],
 )
 def test_a_faulty_file_is_refused(tmp_path, old, new, message):
@@ -522,6 +529,25 @@ def test_every_claim_on_labels_fails_under_a_planted_reversal(of_labels):
         assert dict(zip(found["claim"], found["verdict"], strict=True)) == dict.fromkeys(ids, "fails"), place
         turned |= {*ids}
     assert turned == {claim.id for claim in of_labels}
+
+
+@pytest.mark.parametrize(
+    ("both", "parts", "verdict"),
+    [
+        (0.62, ("fails", "holds"), "fails"),  # behind: by less than the margin, too
+        (0.90, ("undecided", "holds"), "undecided"),
+        (0.93, ("holds", "holds"), "holds"),
+        (0.99, ("holds", "fails"), "fails"),  # it leads by more
+    ],
+)
+def test_a_claim_of_two_parts_holds_where_both_do(of_labels, both, parts, verdict):
+    chosen = [claim for claim in of_labels if claim.id == "muni_leads_less_on_both"]
+    changes = {("mopoe", "Both"): 0.9, ("muni", "Both"): both}
+    found = check_claims(labelled(changes, noise=0.001), chosen, "cpu", MODALITIES, PAPER)
+    assert tuple(found["rival_verdict"]) == parts and set(found["verdict"]) == {verdict}
+    assert found["level"].tolist() == [ALPHA / 2] * 2 and found["factor"].tolist() == [1.0, 1.068]
+    page = render_claims(found, "term")
+    assert "claimed: ratio > 1; ratio < 1.07" in page and f"mopoe (ratio > 1): {parts[0]}" in page
 
 
 def test_a_rate_of_zero_counts_as_half_a_success(of_labels):
