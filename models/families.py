@@ -196,7 +196,7 @@ class Labels(Family):
 
     def standardise(self, x: Tensor) -> Tensor:
         """One-hot: no class is zero, whatever the row observed, and masks keep unobserved experts out."""
-        return functional.one_hot(x, self.classes).to(self.decoder.weight.dtype)
+        return functional.one_hot(x.long(), self.classes).to(self.decoder.weight.dtype)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(x)

@@ -237,3 +237,17 @@ def test_a_labels_expert_starts_as_codes_with_little_noise() -> None:
     mean, log_variance = label.encode(label.standardise(torch.arange(10))[None])
     assert 0.8 < mean.var(1).sqrt().mean() < 1.2  # between classes
     assert (log_variance - LOG_VARIANCE).abs().max() < 10**-0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+@pytest.mark.parametrize("name", ["muni", "mmvaeplus", "mld", "mvtcae"])
+def test_labels_of_any_integer_type_are_learned_and_given_alike(name: str, dtype: torch.dtype) -> None:
+    """As data sets and plug-ins hold them."""
+    wide, method = batch(), model(name)
+    narrow = {key: x if x.is_floating_point() else x.to(dtype) for key, x in wide.items()}
+    stage = registry.card("method", name).stages[0]
+    losses = [method.loss(rows, stage, Draws("loss", rows=ROWS)) for rows in (wide, narrow)]
+    given = [{key: rows[key] for key in ("digit", "vector")} for rows in (wide, narrow)]
+    drawn = [method.sample(rows, ["left", "quadrant"], ROWS, Draws("sample", rows=ROWS)) for rows in given]
+    assert repr(losses[0]) == repr(losses[1])
+    assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in drawn[0])

@@ -597,3 +597,25 @@ def test_collapsed_pictures_give_finite_distances(world):
     same = {name: torch.zeros(world.size, 3, 4, 4) for name in VIEWS}
     found = score("frechet_verifier", Cell("spelled", (), VIEWS), same, same, world)
     assert math.isfinite(found.value) and math.isfinite(found.stderr) and found.value > 0
+
+
+# ------------------------------------------------------------------------------------------ labels of any integer type
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+@pytest.mark.parametrize(("metric", "cell"), APPLICABLE)
+def test_labels_of_any_integer_type_score_alike(metric, cell, dtype):
+    """Forty classes of two labels are more than an int8 tells apart once they are tabulated."""
+
+    class Narrow(Spelled):
+        def rows(self, split, indices):
+            return narrow(super().rows(split, indices))
+
+    def narrow(batch):
+        return {name: x.to(dtype) if name in CLASSES else x for name, x in batch.items()}
+
+    real, generated = samples(Spelled(64), cell, "chance")
+    found = score(metric, cell, narrow(real), narrow(generated), Narrow(64))
+    assert found == score(metric, cell, real, generated, Spelled(64))
+    formulas = [getattr(registry.load("metric", metric), name) for name in ("chance", "ceiling")]
+    assert [each(cell, Narrow(64)) for each in formulas] == [each(cell, Spelled(64)) for each in formulas]

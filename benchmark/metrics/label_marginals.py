@@ -84,8 +84,8 @@ def _tables(cell: Cell, data: Any) -> list[dict[str, str]]:
 
 def _code(labels: Mapping[str, Tensor], classes: Mapping[str, int]) -> Tensor:
     """One number for the labels of a row, (rows,) int64. Raises ValueError for a label that is out of range."""
-    code = torch.zeros_like(next(iter(labels.values())))
-    for label, rows in labels.items():
+    code = torch.zeros_like(next(iter(labels.values())), dtype=torch.int64)
+    for label, rows in ((label, rows.long()) for label, rows in labels.items()):
         if bool(((rows < 0) | (rows >= classes[label])).any()):
             raise ValueError(f"a {label} that is not one of {classes[label]} classes")
         code = code * classes[label] + rows

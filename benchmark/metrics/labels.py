@@ -61,7 +61,7 @@ def read(data: Any, batch: Batch, names: Iterable[str]) -> Shown:
         elif rows.is_floating_point():
             raise ValueError(f"{name} holds labels that are no whole numbers")
         else:
-            found[name] = {name: rows}
+            found[name] = {name: rows.long()}
     sizes = {name: len(rows) for name, shown in found.items() for rows in shown.values()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"unequal numbers of rows: {sizes}")
