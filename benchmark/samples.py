@@ -20,6 +20,8 @@ from torch import Tensor
 
 from benchmark.api import Raw, UserError, one_line
 from benchmark.files import write_atomic
+from data_prep.pictures import rgb
+from data_prep.sounds import mono
 
 MANIFEST, ABOUT = "manifest.jsonl", "about.json"
 DEPTH = 2**15  # levels of a sound's samples on either side of zero
@@ -119,8 +121,8 @@ def read_png(path: Path) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            levels = np.array(image if image.mode == "L" else image.convert("RGB"))
-    except OSError as error:
+            levels = np.array(image) if image.mode == "L" else rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a whole picture ({error}): remove {path.parent.parent} to have it anew") from None
     planes = levels[None] if levels.ndim == 2 else np.moveaxis(levels, -1, 0)
     return torch.from_numpy(planes.astype(np.float32) / 255)
@@ -137,8 +139,8 @@ def write_wav(path: Path | BinaryIO, sound: Tensor, sample_rate: int) -> None:
 
 
 def read_wav(path: Path) -> tuple[Tensor, int]:
-    """A sound (samples,) in [-1, 1], the mean of its channels, and its rate in Hz. Raises UserError where it cannot be
-    read, or has no samples."""
+    """A sound (samples,) in [-1, 1], its channels as one (see `mono`), and its rate in Hz. Raises UserError where it
+    cannot be read, is cut short, or has no samples."""
     try:
         with wave.open(str(path), "rb") as file:
             if file.getsampwidth() != 2:
@@ -146,7 +148,9 @@ def read_wav(path: Path) -> tuple[Tensor, int]:
             if not file.getnframes():
                 raise wave.Error("no samples")
             levels = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+            if len(levels) < file.getnframes():
+                raise wave.Error(f"{len(levels):,} of the {file.getnframes():,} samples that its header names")
             rate = file.getframerate()
     except (OSError, EOFError, wave.Error, ValueError) as error:
         raise UserError(f"{path}: not a whole sound ({error}): remove {path.parent.parent} to have it anew") from None
-    return torch.from_numpy(levels.astype(np.float32).mean(1) / (DEPTH - 1)), rate
+    return torch.from_numpy(mono(levels.astype(np.float32)) / (DEPTH - 1)), rate

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmark.api import UserError
 from benchmark.files import files_in
+from data_prep import pictures
 from data_prep.places import INSTALL, SETTING, data_folder, packaged
 
 # File -> md5 of its pixels, in the order of the views. All are free of copyright; sources in
@@ -63,13 +64,10 @@ def own(count: int, least: int) -> list[np.ndarray]:
 def read(path: Path) -> np.ndarray:
     """A picture as (height, width, 3) uint8. Raises UserError where it cannot be read."""
     try:
-        from PIL import Image
+        return pictures.read(path)
     except ImportError:
         raise UserError(f"pillow is not installed: {INSTALL}") from None
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as a picture ({error}): replace it") from None
 
 
