@@ -43,6 +43,8 @@ from benchmark.files import alone_in, cache_folder, expanded, files_in, folder_n
 from benchmark.runtime import Draws
 from benchmark.samples import read_png, read_wav, write_png, write_wav
 from benchmark.trained import Say, to_stderr
+from data_prep.places import offline
+from data_prep.pretrained import checksum
 
 SETTING = "MUNI_BENCH_EXTERNAL"
 RUNNERS = Path(__file__).with_name("runners")
@@ -82,11 +84,17 @@ class External:
             return str(why)
         return ""
 
+    @classmethod
+    def content(cls, config: Config) -> dict[str, str]:
+        """What its checkpoint holds. Raises UserError where `absent`."""
+        return {"checkpoint": checksum(place_of(cls.name).checkpoint)}
+
     def bind(self, data: Any) -> None:
         """Raises Inapplicable for a dataset without pictures, sounds and sentences, and UserError where `absent`."""
         if not hasattr(data, "raw"):
             raise Inapplicable("it makes pictures, sounds and sentences, and the dataset has none")
         self.data, self.place = data, place_of(self.name)
+        self._holds = checksum(self.place.checkpoint)
 
     def sample(self, given: Any, want: Sequence[str], rows: int, draws: Draws) -> Any:
         raise Inapplicable("it makes pictures, sounds and sentences, not features")
@@ -106,15 +114,17 @@ class External:
         raise NotImplementedError
 
     def origin(self) -> dict[str, Any]:
-        """What external.toml says of what it makes, which is known before anything is asked."""
+        """What external.toml says of what it makes, and what its checkpoint holds: known before anything is asked."""
         stand_in = {"stand_in": True} if self.place.stand_in else {}
         about = {"model": self.name, "settings": dict(self.place.settings), **stand_in}
-        return {**about, "repository": str(self.place.repository), "checkpoint": str(self.place.checkpoint)}
+        about |= {"repository": str(self.place.repository), "checkpoint": str(self.place.checkpoint)}
+        return {**about, "holds": self._holds}
 
     def protocol(self) -> dict[str, Any]:
         """What its numbers depend on: settings, and the revision and checksums of what answered."""
         answered_by = {name: self.facts.get(name) for name in ("revision", "checkpoint")}
-        return {name: value for name, value in self.origin().items() if name != "repository"} | answered_by
+        places = ("repository", "holds")
+        return {name: value for name, value in self.origin().items() if name not in places} | answered_by
 
 
 class ByRunner(External):
@@ -135,7 +145,7 @@ class ByRunner(External):
         about: dict[str, Any] = {"model": self.name, "given": cell.given, "want": cell.want}
         about |= {"checkpoint": str(self.place.checkpoint), "device": self.place.device}
         about |= {"settings": dict(self.place.settings)}
-        folder = cache_folder() / "external" / self.name / digest([about, rows, seeds, str(self.place.repository)])
+        folder = cache_folder() / "external" / self.name / digest([about, rows, seeds, self.origin()])
         found = answered(
             folder,
             {"schema": SCHEMA, **about, "items": list(_items(folder, cell, real, seeds, self.data.sample_rate))},
@@ -183,7 +193,7 @@ def place_of(name: str) -> Place:
         raise UserError(f"{entry['label']} is not on this machine ({SETTING} is not set): {guide}")
     path = folder / "external.toml"
     try:
-        here = tomllib.loads(path.read_text(encoding="utf-8"))
+        here = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): write it, or unset {SETTING}") from None
     except ValueError as error:
@@ -244,6 +254,7 @@ class Runner:
         """Name a request folder to the process, a new one where none runs."""
         if self.status is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            offline()  # sets for its packages, too, that nothing may be fetched
             with self.log.open("wb") as output:
                 self._process = subprocess.Popen(
                     self.command,

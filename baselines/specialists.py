@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baselines.external import Answer, External
 from benchmark.api import Cell, Raw, UserError, one_line
-from data_prep.pretrained import checksum, package, quiet
+from data_prep.pretrained import package, quiet
 from data_prep.sounds import resampled
 
 
@@ -27,7 +27,7 @@ class Specialist(External):
 
     def bind(self, data: Any) -> None:
         super().bind(data)
-        self.facts = {"checkpoint": checksum(self.place.checkpoint)}
+        self.facts = {"checkpoint": self._holds}
         with quiet(self.name):
             self.loaded = type(self).model(self.place.checkpoint, self.place.device, self.place.settings)
 
@@ -45,7 +45,9 @@ class Painter:
     def __init__(self, folder: Path, device: str, settings: Mapping[str, Any]) -> None:
         kind = getattr(package("diffusers"), settings["pipeline"])
         half = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self._pipeline = kind.from_pretrained(folder, torch_dtype=half, use_safetensors=True).to(device)
+        self._pipeline = kind.from_pretrained(folder, torch_dtype=half, local_files_only=True, use_safetensors=True).to(
+            device
+        )
         self._pipeline.set_progress_bar_config(disable=True)
         self._settings = settings
 
@@ -74,13 +76,13 @@ class Captioner:
         transformers = package("transformers")
         half = torch.bfloat16 if device.startswith("cuda") else torch.float32
         loaded, found = getattr(transformers, model).from_pretrained(
-            folder, dtype=half, use_safetensors=True, output_loading_info=True
+            folder, dtype=half, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         wrong = [str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind]]
         if wrong:
             raise UserError(f"{folder}: a partial load: {len(wrong)} keys do not fit, such as {wrong[0]}: get it anew")
         self._model = loaded.to(device).eval()
-        self._processor = transformers.AutoProcessor.from_pretrained(folder)
+        self._processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._kind, self._words = kind, settings["words"]
         said = [{"type": kind}, {"type": "text", "text": settings["prompt"]}]
         self.asked = self._processor.apply_chat_template(

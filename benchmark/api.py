@@ -291,6 +291,11 @@ class PublishedModel(Protocol):
     `bench conform` and the tables ask whether it is on this machine."""
 
     @classmethod
+    def content(cls, config: Config) -> Mapping[str, str]:
+        """As `OfFiles.content`, of its checkpoint."""
+        ...
+
+    @classmethod
     def absent(cls) -> str:
         """Why it cannot be asked here and how to mend that, in one line; empty where it can be."""
         ...
@@ -351,6 +356,16 @@ class Identified(Protocol):
     others, and what the suite trains on its rows is kept under that name."""
 
     identity: str  # all that rows depend on besides configuration, code, split and index
+
+
+class OfFiles(Protocol):
+    """A dataset of the user's files; the runner asks before it takes over the rows of an earlier command."""
+
+    @classmethod
+    def content(cls, config: Config) -> Mapping[str, str]:
+        """Name -> what the files hold now, as a checksum: "identity" as rows have it, or the name of what judges them.
+        Quick, and without a download. Raises UserError where they are missing."""
+        ...
 
 
 class Corpora(Protocol):

@@ -141,6 +141,9 @@ def root(
     data = folder_named("MUNI_BENCH_DATA")
     if data and not data.is_dir():
         raise UserError(f"MUNI_BENCH_DATA={data}: no such folder: name the one that holds the data, or unset it")
+    from data_prep.places import offline
+
+    offline()  # before a package of the hub is imported, which reads its variables then
     if version:
         print(f"muni-bench {__version__}")
         raise typer.Exit
@@ -666,7 +669,11 @@ def tune(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file again that rows depend on, and name what changed.")
+    ] = False,
+) -> None:
     """What is here and what is missing, which cells that blocks, and the command that mends it.
 
     Example: bench doctor
@@ -674,7 +681,7 @@ def doctor() -> None:
     from benchmark.doctor import findings
 
     problems = 0
-    for finding in findings(RUNS):
+    for finding in findings(RUNS, verify):
         print(f"{finding.mark:8} {finding.what}" + (f"\n{'':8} -> {finding.mend}" if finding.mend else ""))
         problems += finding.mark == "problem"
     raise typer.Exit(1 if problems else 0)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark import checkout, records, registry, tables
+from benchmark import checkout, contents, records, registry, tables
 from benchmark.api import UserError
 from benchmark.config import PRESETS, default_preset
 from benchmark.files import lock
@@ -47,8 +47,11 @@ class Finding:
     mend: str = ""
 
 
-def findings(runs: Path) -> Iterator[Finding]:
-    """Look at everything in turn; `runs` is the folder of local results. A check that fails is a finding itself."""
+def findings(runs: Path, verify: bool = False) -> Iterator[Finding]:
+    """Look at everything in turn; `runs` is the folder of local results. A check that fails is a finding itself.
+
+    verify: whether files are read again whose content is known from before, which takes long where they are many.
+    """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _python,
         _torch,
@@ -60,6 +63,7 @@ def findings(runs: Path) -> Iterator[Finding]:
         _results,
         lambda: _runs(runs),
         _git,
+        *((_contents,) if verify else ()),
     )
     for check in checks:
         try:
@@ -268,6 +272,25 @@ def _git() -> Iterator[Finding]:
         ", with uncommitted changes: bench bless refuses them" if of_git and checkout.is_dirty(registry.ROOT) else ""
     )
     yield Finding("ok", f"git commit {found.rstrip('+')}{changed}")
+
+
+def _contents() -> Iterator[Finding]:
+    """Data, models and checkpoints hold what was read in them before."""
+    found = 0
+    for folder, files, changed in contents.verify():
+        found += 1
+        if changed:
+            named = f"{changed[0]}{f' and {len(changed) - 1:,} more' if len(changed) > 1 else ''}"
+            yield Finding(
+                "problem",
+                f"{folder}: {len(changed):,} of {files:,} files hold something else than before, though their size "
+                f"and time are the same: {named}",
+                "get them anew, or rerun what used them with --fresh",
+            )
+        else:
+            yield Finding("ok", f"{folder}: {files:,} files hold what they held before")
+    if not found:
+        yield Finding("ok", "no file's content is stored yet: nothing to verify")
 
 
 def install_command(extra: str) -> str:

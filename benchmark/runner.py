@@ -147,11 +147,16 @@ def execute(
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     with _stop_on_signal() as stopped, contextlib.ExitStack() as at_last:
         at_last.callback(here().dismiss)
+        known: dict[str, Mapping[str, str]] = {}
         for run in runs:
-            if not fresh and not missing(run):
+            with guarded(run, device):
+                stale = not fresh and _is_stale(run, known)
+            if not fresh and not stale and not missing(run):
                 continue
             with _alone_in(run.directory):
                 _forget(run, everything=fresh)
+                if stale:
+                    _drop_rows(run)
                 try:
                     # What is missing is asked again: another process may have worked here.
                     with guarded(run, device):
@@ -485,12 +490,7 @@ def _data_of(run: Run, device: str) -> Any:
     """
     data = registry.load("dataset", run.job.dataset, run.config.own_values)(run.config, device)
     path, identity = run.directory / "config.json", _identity(data)
-    before = _described(path).get("identity", identity)
-    if before != identity:
-        raise UserError(
-            f"{run.directory}: begun on the data {before}, and they are {identity} now: put the former back, or pass "
-            "--fresh to start this run again"
-        )
+    _refuse_other_data(run, _described(path).get("identity", identity), identity)
     facts = {
         "method": run.job.method,
         "dataset": run.job.dataset,
@@ -502,10 +502,47 @@ def _data_of(run: Run, device: str) -> Any:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "identity": identity,
+        "content": dict(_described(path).get("content", {})) | _content(run),
         "config": run.config.values(),
     }
     write_file(path, (json.dumps(facts, indent=2) + "\n").encode())
     return data
+
+
+def _refuse_other_data(run: Run, before: str, now: str) -> None:
+    if before != now:
+        raise UserError(
+            f"{run.directory}: begun on the data {before}, and they are {now} now: put the former back, or pass "
+            "--fresh to start this run again"
+        )
+
+
+def _is_stale(run: Run, known: dict[str, Mapping[str, str]]) -> bool:
+    """Whether the run's rows were read by other judges, or answered by another checkpoint, than are on this machine.
+
+    known: what was found before, by dataset, method and configuration. Raises UserError for other data. Files that are
+    gone say nothing: the rows stay.
+    """
+    before = _described(run.directory / "config.json").get("content", {})
+    if not before:
+        return False
+    key = digest([run.job.dataset, run.job.method, run.config.values()])
+    if key not in known:
+        known[key] = _content(run)
+    now = {name: found for name, found in known[key].items() if name in before}
+    _refuse_other_data(run, before.get("identity", ""), now.pop("identity", before.get("identity", "")))
+    return any(before[name] != found for name, found in now.items())
+
+
+def _content(run: Run) -> dict[str, str]:
+    """What the files of the run's dataset and method hold now, as far as they are there."""
+    found: dict[str, str] = {}
+    for kind, name in (("dataset", run.job.dataset), ("method", run.job.method)):
+        plug_in = registry.load(kind, name, run.config.own_values)
+        if hasattr(plug_in, "content"):
+            with contextlib.suppress(Exception):  # what is amiss, making the dataset or asking the method tells
+                found |= plug_in.content(run.config)
+    return found
 
 
 def _identity(data: Any) -> str:
@@ -528,7 +565,7 @@ def _forget(run: Run, everything: bool) -> None:
     What others put there stays: a notebook's checkpoints, a file browser's notes, `lost+found`.
     """
     if everything:
-        run.rows.drop({run.run_id, *map(run.row_id, run.job.metrics)})
+        _drop_rows(run)
     try:
         for path in run.directory.iterdir():
             if everything and path.name in _OURS and path.is_dir():
@@ -537,6 +574,10 @@ def _forget(run: Run, everything: bool) -> None:
                 path.unlink()
     except OSError as error:
         raise UserError(_unwritable(run.directory, error)) from None
+
+
+def _drop_rows(run: Run) -> None:
+    run.rows.drop({run.run_id, *map(run.row_id, run.job.metrics)})
 
 
 _LOCK = "lock"

@@ -14,7 +14,7 @@ from benchmark.config import nearest
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises UserError for a file that is absent or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from benchmark.api import UserError, one_line
 from benchmark.runtime import Draws
-from data_prep.places import INSTALL, SETTING, data_folder, packaged
+from data_prep.places import INSTALL, SETTING, data_folder, offline, packaged
 
 # md5 of the unpacked content of the official files, whose .gz have f68b3c2d..., d53e105e..., 9fb629c4..., ec29112d...
 MNIST = {
@@ -154,6 +154,7 @@ def _files(folder: Path | None) -> dict[str, tuple[bytes, str]]:
 def _hub(folder: Path | None) -> dict[str, tuple[bytes, str]]:
     """As `_files`, from Hugging Face's cache or network. Raises UserError that names every place that was tried."""
     here = f"no idx files in {folder}" if folder else f"{SETTING} is not set"
+    offline()
     try:
         from datasets import load_dataset
     except ImportError:

@@ -12,6 +12,7 @@ folders, data_prep/pretrained_models.toml the models, their sizes and licences.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from data_prep.pretrained import AudioAutoencoder, Models, on_canvas
 from data_prep.sounds import resampled
 
 CARD = DatasetCard(
-    version=1,
+    version=2,
     label="image-text-audio",
     paper="MUNI (2026), Sec. 6.3, App. E.2, Tables 3, 4, 8 and 9",
     modalities=("text", "image", "audio"),
@@ -117,6 +118,7 @@ TRIPLETS = "triplets"
 CANVAS = {"paper": 256, "mini": 64}  # pixels of a scored picture's side
 ENCODERS = {"text": "text_encoder", "image": "image_encoder", "audio": "audio_encoder"}
 DECODERS = ("text_decoder", "image_decoder", "audio_decoder")
+JUDGES = ("judge_clip", "judge_clap", "judge_wav2clip", "judge_inception", "judge_vggish")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,7 @@ class ImageTextAudio:
         self.device, self.models, self._canvas = device, models or Models(), CANVAS[config.variant]
         self._evaluation_rows = {True: config.evaluation_rows, False: config.unconditional_rows}
         listings = image_text_audio_sources.listings(config.variant)
-        codecs = self.models.identity([*ENCODERS.values(), *DECODERS])  # a missing one is found before hours of work
-        self.identity = f"{config.variant}:{digest([codecs, *(each.checksum for each in listings)])}"
+        self.identity = _identity(config.variant, self.models, listings)  # finds a missing model before hours of work
 
         found = [(each, self._extracted(each)) for each in listings]
         self.manifest = [_entry(each, kept) for each, kept in found]
@@ -166,6 +167,16 @@ class ImageTextAudio:
             Modality("image", (sizes["image"],), "image"),
             Modality("audio", (sizes["audio"],), "audio"),
         )
+
+    @classmethod
+    def content(cls, config: Config) -> dict[str, str]:
+        """See benchmark.api.OfFiles. Judges that are not on this machine yet have judged nothing."""
+        models = Models(fetch=False)
+        found = {"identity": _identity(config.variant, models, image_text_audio_sources.listings(config.variant))}
+        for role in JUDGES:
+            with contextlib.suppress(UserError):
+                found[role] = models.identity([role])
+        return found
 
     # Rows.
 
@@ -353,6 +364,11 @@ class ImageTextAudio:
         numbers: dict[str, int] = {}
         clip = torch.tensor([numbers.setdefault(item.clip, len(numbers)) for item in items], device=self.device)
         return Split(items, columns, clip)
+
+
+def _identity(variant: str, models: Models, listings: Sequence[Listing]) -> str:
+    codecs = models.identity([*ENCODERS.values(), *DECODERS])
+    return f"{variant}:{digest([codecs, *(each.checksum for each in listings)])}"
 
 
 def _entry(listing: Listing, kept: features.Features) -> dict[str, Any]:

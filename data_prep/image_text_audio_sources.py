@@ -39,7 +39,7 @@ import csv
 import hashlib
 import io
 import json
-import tomllib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +51,15 @@ import numpy as np
 
 from benchmark.api import UserError, one_line
 from benchmark.config import nearest
+from benchmark.contents import content_hash, content_hashes
 from benchmark.runtime import seed_of
+from benchmark.strict import read_toml
+from benchmark.trained import to_stderr
+from data_prep import pictures
 from data_prep.features import BadItem
-from data_prep.places import SETTING, data_folder
+from data_prep.places import SETTING, data_folder, offline
 from data_prep.pretrained import package
-from data_prep.sounds import resampled
+from data_prep.sounds import cut_short, mono, resampled
 
 FOLDER = "image_text_audio"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -69,13 +73,10 @@ COLUMNS = ("id", "caption", "image", "audio", "clip")
 
 
 class Content(Protocol):
-    """A file's bytes, wherever they are. `size`: how many; `name`: what it is called in a checksum."""
+    """A file's bytes, wherever they are. `there`: whether there are any."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
+    def there(self) -> bool: ...
 
     def read(self) -> bytes: ...
 
@@ -85,13 +86,11 @@ class File:
     path: Path
 
     @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def size(self) -> int:
-        """Raises OSError where there is no such file."""
-        return self.path.stat().st_size
+    def there(self) -> bool:
+        try:
+            return self.path.is_file() and self.path.stat().st_size > 0
+        except (OSError, ValueError):  # a ValueError for a name that no file can have
+            return False
 
     def read(self) -> bytes:
         return self.path.read_bytes()
@@ -104,14 +103,7 @@ class Stored:
     rows: Any
     row: int
     column: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.rows._fingerprint} {self.column} {self.row}"
-
-    @property
-    def size(self) -> int:
-        return 0  # asking would read it; the fingerprint of the whole dataset is in the name
+    there: bool = True
 
     def read(self) -> bytes:
         value = self.rows[self.row][self.column]
@@ -156,11 +148,13 @@ class Listing:
 
     @cached_property
     def checksum(self) -> str:
-        """Of the rows' names, captions, and names and sizes of their files."""
+        """Of the rows' names and captions, and of what their files hold."""
+        files = [each for item in self.items for each in (item.image, item.audio) if each is not None]
+        hashes = _hashes(files)
         content = hashlib.blake2b(digest_size=5)
         for item in self.items:
-            files = [(each.name, each.size) for each in (item.image, item.audio) if each is not None]
-            content.update(json.dumps([item.id, item.clip, item.captions, files]).encode())
+            held = [hashes[id(each)] for each in (item.image, item.audio) if each is not None]
+            content.update(json.dumps([item.id, item.clip, item.captions, held]).encode())
         return content.hexdigest()
 
     def in_words(self) -> str:
@@ -173,34 +167,74 @@ class Listing:
         )
 
 
+def _hashes(files: Iterable[Content]) -> dict[int, str]:
+    """What each holds, by its `id`: the stored hash of a file, and of a row of a dataset that of all its rows.
+
+    A file that cannot be read now is one that has no features.
+    """
+    found: dict[int, str] = {}
+    paths: dict[int, Path] = {}
+    columns: dict[tuple[int, str], str] = {}
+    for each in files:
+        if isinstance(each, File):
+            paths[id(each)] = each.path
+        elif isinstance(each, Stored):
+            column = id(each.rows), each.column
+            if column not in columns:
+                columns[column] = _column_hash(each.rows, each.column)
+            found[id(each)] = f"{columns[column]} {each.row}"
+    hashes = content_hashes(paths.values(), to_stderr)
+    return found | {key: str(hashes[path]) for key, path in paths.items()}
+
+
+def _column_hash(rows: Any, column: str) -> str:
+    """Of a dataset's column of files: of the Arrow files that hold it, or else of every row."""
+    content = hashlib.sha256(column.encode())
+    arrow = [Path(each["filename"]) for each in rows.cache_files]
+    outside = any(chunk.field("bytes").null_count for chunk in rows.data.column(column).chunks)
+    for path in arrow:
+        content.update(content_hash(path).encode())
+    for row in rows.select_columns([column]) if outside or not arrow else ():
+        value = row[column]
+        if value["bytes"] is None:
+            content.update(content_hash(Path(value["path"])).encode())
+        else:
+            content.update(hashlib.sha256(value["bytes"]).digest())
+    return content.hexdigest()
+
+
 # ------------------------------------------------------------------------------------------ reading files
 
 
 def picture(item: Item) -> np.ndarray:
-    """(height, width, 3) uint8. Raises BadItem where it cannot be read."""
-    from PIL import Image
-
+    """(height, width, 3) uint8, see `pictures.rgb`. Raises BadItem where it cannot be read."""
     assert item.image is not None
     try:
-        with Image.open(io.BytesIO(item.image.read())) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return pictures.read(item.image.read())
+    except pictures.UnknownRange:
+        raise BadItem("pictures without a known black and white", item.id) from None
+    except (OSError, ValueError):
         raise BadItem("unreadable pictures", item.id) from None
 
 
 def sound(item: Item, rate: int) -> tuple[np.ndarray, bool]:
-    """(samples,) float32 of the first SECONDS at `rate` Hz, the mean of the channels; and whether it was resampled.
+    """(samples,) float32 of the first SECONDS at `rate` Hz, the channels as one (see `mono`); and whether it was
+    resampled.
 
-    Raises BadItem where it cannot be read, has no samples, or is silent.
+    Raises BadItem where it cannot be read, is cut short, has no samples, or is silent.
     """
     soundfile = package("soundfile")
     assert item.audio is not None
     try:
-        with soundfile.SoundFile(io.BytesIO(item.audio.read())) as file:
+        content = item.audio.read()
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
             own = file.samplerate
-            samples = file.read(round(SECONDS * own), dtype="float32", always_2d=True).mean(1)
+            samples = mono(file.read(round(SECONDS * own), dtype="float32", always_2d=True))
+            whole = not cut_short(content) and (file.format != "FLAC" or _ends(file))
     except (OSError, RuntimeError, TypeError, ValueError):  # libsndfile's own error is a RuntimeError
         raise BadItem("unreadable sounds", item.id) from None
+    if not whole:
+        raise BadItem("sounds that are cut short", item.id)
     if not len(samples):
         raise BadItem("sounds without a sample", item.id)
     if not np.isfinite(samples).all():
@@ -210,12 +244,22 @@ def sound(item: Item, rate: int) -> tuple[np.ndarray, bool]:
     return np.clip(resampled(samples, own, rate), -1, 1), own != rate
 
 
+def _ends(file: Any) -> bool:
+    """Whether an open sound has the last sample that its header names."""
+    try:
+        file.seek(max(0, file.frames - 1))
+        return len(file.read(1)) == min(1, file.frames)
+    except RuntimeError:
+        return False
+
+
 # ------------------------------------------------------------------------------------------ forms of folders
 
 
 def _first(folder: Path, stem: str, suffixes: Sequence[str]) -> File:
-    """The file of this name, whatever its suffix; the first that it could be where there is none."""
-    paths = [folder / f"{stem}{suffix}" for suffix in suffixes]
+    """The file of this name, whatever its suffix, in small letters or capitals; the first that it could be where there
+    is none."""
+    paths = [folder / f"{stem}{write(suffix)}" for write in (str.lower, str.upper) for suffix in suffixes]
     return File(next((path for path in paths if path.is_file()), paths[0]))
 
 
@@ -225,17 +269,58 @@ def _named(folder: Path, row: Mapping[str, Any], column: str, key: str) -> File:
     return _first(folder / ("images" if column == "image" else column), key, PICTURES if column == "image" else SOUNDS)
 
 
-def _manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
+Row = tuple[str, dict[str, Any]]  # where it stands, for people, and what it says
+
+
+def _lines(path: Path) -> Any:
+    """A text file, open. What is not UTF-8 becomes lone surrogates, which `_checked` finds and names with its row; a
+    mark of UTF-8 at its start is no part of its text."""
+    return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _table(path: Path, header: bool = True) -> Iterator[tuple[str, Any]]:
+    """The rows of a CSV file, each with where it ends: dicts, or without a `header` lists."""
+    with _lines(path) as file:
+        reader: Any = csv.DictReader(file) if header else csv.reader(file)
+        try:
+            for row in reader:
+                if row:
+                    yield f"{path}, line {reader.line_num}", _checked(row, f"{path}, line {reader.line_num}")
+        except csv.Error as error:  # a field above 131,072 characters, which is what an open quote swallows
+            raise UserError(f"{path}, before line {reader.line_num + 1}: {error}: is a quote not closed?") from None
+
+
+def _checked(row: Any, where: str) -> Any:
+    """The row. Raises UserError for bytes that are not UTF-8, and for halves of a surrogate pair."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: holds {error.object[error.start]!a}, which is no character: write UTF-8") from None
+    return row
+
+
+def _manifest_rows(path: Path) -> Iterator[Row]:
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+        yield from _table(path)
     elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        with _lines(path) as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{where}: not JSON: {one_line(error)}") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{where}: {one_line(line)[:60]} is no object of columns")
+                yield where, _checked(row, where)
     else:
+        number = 0
         for batch in package("pyarrow.parquet").ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
 
 
 def manifest(holds: Sequence[str]) -> Reader:
@@ -246,16 +331,16 @@ def manifest(holds: Sequence[str]) -> Reader:
         path = next(filter(Path.is_file, paths), None)
         if path is None:
             raise UserError(f"{folder} has neither the files of its own form ({FORMS}) nor a manifest.csv")
-        for row in _manifest_rows(path):
+        for where, row in _manifest_rows(path):
             if row.get("id") is None:
-                raise UserError(f"{path}: a row without an id: its columns are {', '.join(map(str, row))}")
-            if row.get("aesthetic_score") and float(row["aesthetic_score"]) <= LEAST_AESTHETIC:
+                raise UserError(f"{where}: a row without an id: its columns are {', '.join(map(str, row))}")
+            if row.get("aesthetic_score") and _number(row, "aesthetic_score", where) <= LEAST_AESTHETIC:
                 continue
             key = str(row["id"])
             yield Item(
                 key,
                 str(row.get("clip") or key),
-                _captions(row.get("caption")) if "text" in holds else (),
+                _captions(row.get("caption"), where) if "text" in holds else (),
                 _named(folder, row, "image", key) if "image" in holds else None,
                 _named(folder, row, "audio", key) if "audio" in holds else None,
             )
@@ -263,10 +348,27 @@ def manifest(holds: Sequence[str]) -> Reader:
     return read
 
 
-def _captions(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or value is None:
-        return (value or "",)
-    return tuple(str(each) for each in value)
+def _number(row: Mapping[str, Any], column: str, where: str) -> float:
+    try:
+        return float(row[column])
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {column} is {row[column]!r}, which is no number") from None
+
+
+def _captions(value: Any, where: str) -> tuple[str, ...]:
+    """Of a sentence, several, or none; a whole number is a sentence, since tables make one of "1984".
+
+    Raises UserError for what is nothing of that.
+    """
+    several = value if isinstance(value, list | tuple) else [value]
+    found = []
+    for each in several:
+        if each is None or (isinstance(each, float) and math.isnan(each)):  # how tables write that there is none
+            each = ""
+        if isinstance(each, bool) or not isinstance(each, str | int):
+            raise UserError(f"{where}: the caption {one_line(repr(each))[:60]} is no text")
+        found.append(str(each))
+    return tuple(found)
 
 
 def flickr30k(folder: Path) -> Iterable[Item]:
@@ -274,16 +376,15 @@ def flickr30k(folder: Path) -> Iterable[Item]:
     path = folder / "flickr_annotations_30k.csv"
     if not path.is_file():
         return manifest(("text", "image"))(folder)
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Item(
-                row["filename"],
-                f"flickr:{row['filename']}",
-                tuple(json.loads(row["raw"])),
-                File(folder / "flickr30k-images" / row["filename"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        Item(
+            row["filename"],
+            f"flickr:{row['filename']}",
+            _captions(json.loads(row["raw"]), where),
+            File(folder / "flickr30k-images" / row["filename"]),
+        )
+        for where, row in _table(path)
+    ]
 
 
 def coco(annotations: str, pictures: str, rows: int) -> Reader:
@@ -293,10 +394,12 @@ def coco(annotations: str, pictures: str, rows: int) -> Reader:
         path = folder / annotations
         if not path.is_file():
             return manifest(("text", "image"))(folder)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         captions: dict[int, list[str]] = {}
         for annotation in sorted(content["annotations"], key=lambda each: each["id"]):
-            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+            where = f"{path}, annotation {annotation['id']}"
+            _checked(annotation["caption"], where)
+            captions.setdefault(annotation["image_id"], []).extend(_captions(annotation["caption"], where))
         chosen = sorted(content["images"], key=lambda each: seed_of("coco", each["id"]))[:rows]
         return [
             Item(
@@ -320,9 +423,8 @@ def audiocaps(table: str, pictures: bool = False) -> Reader:
         if not path.is_file():
             return manifest(("text", "audio", *(("image",) if pictures else ())))(folder)
         captions: dict[tuple[str, str], list[str]] = {}
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                captions.setdefault((row["youtube_id"], row["start_time"]), []).append(row["caption"])
+        for where, row in _table(path):
+            captions.setdefault((row["youtube_id"], row["start_time"]), []).extend(_captions(row["caption"], where))
         return [
             Item(
                 f"{clip}_{start}",
@@ -344,8 +446,7 @@ def vggsound(split: str) -> Reader:
         path = folder / "vggsound.csv"
         if not path.is_file():
             return manifest(("image", "audio"))(folder)
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row[3] == split]
+        rows = [row for _, row in _table(path, header=False) if row[3] == split]
         names = [(clip, f"{clip}_{int(start):06d}") for clip, start, *_ in rows]
         return [
             Item(
@@ -470,15 +571,14 @@ def _clips(folds: Sequence[int], parity: int | None = None) -> Callable[[Path], 
     def rows(folder: Path) -> list[Item]:
         seen: Counter[tuple[str, str]] = Counter()
         found = []
-        with (folder / "esc10" / "manifest.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                number = seen[row["class"], row["fold"]]
-                seen[row["class"], row["fold"]] += 1
-                if int(row["fold"]) in folds and parity in (None, number % 2):
-                    clip = f"freesound:{Path(row['path']).stem.split('-')[1]}"
-                    caption = f"the sound of {row['class'].lower()}"
-                    item = Item(row["path"], clip, (caption,), audio=File(folder / "esc10" / row["path"]))
-                    found.append(((number, row["fold"], row["class"]), item))
+        for _, row in _table(folder / "esc10" / "manifest.csv"):
+            number = seen[row["class"], row["fold"]]
+            seen[row["class"], row["fold"]] += 1
+            if int(row["fold"]) in folds and parity in (None, number % 2):
+                clip = f"freesound:{Path(row['path']).stem.split('-')[1]}"
+                caption = f"the sound of {row['class'].lower()}"
+                item = Item(row["path"], clip, (caption,), audio=File(folder / "esc10" / row["path"]))
+                found.append(((number, row["fold"], row["class"]), item))
         return [item for _, item in sorted(found, key=lambda each: each[0])]
 
     return rows
@@ -530,10 +630,7 @@ def listings(variant: str) -> list[Listing]:
 def _changes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        changes = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    changes = read_toml(path)
     names = {source.name for source in SOURCES}
     for name, change in changes.items():
         if name != "leave_out_overlap" and name not in names:
@@ -563,7 +660,7 @@ def listing(source: Source, folder: Path, change: Mapping[str, str]) -> Listing:
 def _read(source: Source, folder: Path) -> Iterable[Item]:
     try:
         return list(source.reader(folder))
-    except (OSError, KeyError, ValueError, IndexError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         fault = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{source.name}: {folder} is not of the form that {FORMS} states ({fault})") from None
 
@@ -586,18 +683,16 @@ def _present(items: Iterable[Item], source: Source) -> tuple[list[Item], Counter
         if "text" in source.holds and not captions:
             counts["without a caption"] += 1
             continue
-        if missing := [name for name in ("image", "audio") if name in source.holds and not _there(getattr(item, name))]:
+        if missing := [name for name in ("image", "audio") if name in source.holds and not _there(item, name)]:
             counts[f"without their {missing[0]}"] += 1
             continue
         kept[item.id] = Item(item.id, item.clip, captions, item.image, item.audio)
     return list(kept.values()), counts
 
 
-def _there(content: Content | None) -> bool:
-    try:
-        return content is not None and (isinstance(content, Stored) or content.size > 0)
-    except OSError:
-        return False
+def _there(item: Item, name: str) -> bool:
+    content: Content | None = getattr(item, name)
+    return content is not None and content.there
 
 
 def without_overlap(found: Sequence[Listing], leave_out: bool) -> list[Listing]:
@@ -626,6 +721,7 @@ def without_overlap(found: Sequence[Listing], leave_out: bool) -> list[Listing]:
 
 def _hub_items(source: Source, hub: Mapping[str, str], folder: Path) -> Iterator[Item]:
     """Rows of a dataset of the hub, whose pictures and sounds are not decoded yet."""
+    offline()
     datasets = package("datasets")
     column = {name: hub.get(name, name) for name in COLUMNS}
     files = [name for name in ("image", "audio") if name in source.holds]
@@ -647,5 +743,6 @@ def _hub_items(source: Source, hub: Mapping[str, str], folder: Path) -> Iterator
         key = str(row[column["id"]])
         stored = {name: Stored(rows, number, column[name]) for name in files}
         clip = f"youtube:{row[column['clip']]}" if "clip" in said else f"{source.name}:{key}"
-        captions = _captions(row[column["caption"]]) if "caption" in said else ()
+        where = f"{hub['hub']}, row {number + 1}"
+        captions = _captions(row[column["caption"]], where) if "caption" in said else ()
         yield Item(key, clip, captions, stored.get("image"), stored.get("audio"))

@@ -127,13 +127,19 @@ class MnistSvhn(DigitPictures):
         written, numbers = digits.load(variant.digits), svhn.load(official=not variant.folder)
         self._sources: tuple[digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
         self._paper = variant.paper
-        self.identity = f"mnist_svhn {config.variant}:{numbers.digest}"
+        self.identity = _identity(config.variant, numbers)
         self._pictures = (
             digits.resized(written.images, SIDE)[:, None].to(device),
             torch.from_numpy(numbers.images).to(device),
         )
         self._whites = WHITE[variant.digits], 255
         self._pairs: dict[str, Tensor] = {}
+
+    @classmethod
+    def content(cls, config: Config) -> dict[str, str]:
+        """Of the user's pictures, see benchmark.api.OfFiles."""
+        own = VARIANTS[config.variant].folder
+        return {"identity": _identity(config.variant, svhn.load(official=False))} if own else {}
 
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, *shape)} and the digit at `indices`; splits train, validation, test and verifier."""
@@ -182,6 +188,10 @@ class MnistSvhn(DigitPictures):
             side = CARD.modalities.index(name)
             rows[name] = self._pictures[side].index_select(0, numbers[side]).float().div_(self._whites[side])
         return rows
+
+
+def _identity(variant: str, numbers: svhn.HouseNumbers) -> str:
+    return f"mnist_svhn {variant}:{numbers.digest}"
 
 
 DATASET = MnistSvhn

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,7 +132,7 @@ class Polymnist(DigitPictures):
 
         count = len(VIEWS)
         pictures = backgrounds.own(count, CANVAS) if variant.folder else backgrounds.photographs(count)
-        self.identity = f"polymnist {config.variant}:{backgrounds.digest(pictures)}"
+        self.identity = _identity(config.variant, pictures)
         self._places = torch.tensor([picture.shape[:2] for picture in pictures]).T - CANVAS + 1  # of top left corners
         self._widths = torch.tensor([picture.shape[1] for picture in pictures])
         photographs = [torch.from_numpy(picture.copy()).permute(2, 0, 1).to(device) for picture in pictures]
@@ -140,6 +141,12 @@ class Polymnist(DigitPictures):
         self._digits, self._paper = digits.load(variant.digits), variant.paper
         self._strokes = strokes(self._digits, INK[variant.digits]).to(device)
         self._scenes: dict[str, Tensor] = {}
+
+    @classmethod
+    def content(cls, config: Config) -> dict[str, str]:
+        """Of the user's pictures, see benchmark.api.OfFiles."""
+        own = VARIANTS[config.variant].folder
+        return {"identity": _identity(config.variant, backgrounds.own(len(VIEWS), CANVAS))} if own else {}
 
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, 3, 28, 28)} and the digit at `indices`; splits train, validation, test and verifier."""
@@ -182,6 +189,10 @@ class Polymnist(DigitPictures):
             ink = self._strokes.index_select(0, handwriting[view])[:, None]
             rows[name] = torch.where(ink, 1 - background, background)
         return rows
+
+
+def _identity(variant: str, pictures: list[np.ndarray]) -> str:
+    return f"polymnist {variant}:{backgrounds.digest(pictures)}"
 
 
 @functools.cache

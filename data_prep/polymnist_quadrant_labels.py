@@ -217,6 +217,13 @@ class PolymnistQuadrantLabels(DigitPictures):
         self._paper = variant.paper
         self._scenes: dict[str, Tensor] = {}
 
+    @classmethod
+    def content(cls, config: Config) -> dict[str, str]:
+        """Of the user's pictures, see benchmark.api.OfFiles."""
+        if not VARIANTS[config.variant].folder:
+            return {}
+        return {"identity": f"{config.variant}:{backgrounds.digest(backgrounds.own(len(VIEWS), FULL))}"}
+
     def rows(self, split: str, indices: Tensor) -> Batch:
         """{modality: (rows, *shape)} at `indices`; splits train, validation, test and verifier."""
         return self._compose(self.scenes(split).index_select(1, indices), CARD.modalities)

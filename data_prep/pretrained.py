@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +32,11 @@ from torch.nn import functional
 from benchmark import trained
 from benchmark.api import UserError, one_line
 from benchmark.config import digest, nearest
+from benchmark.contents import content_hash, folder_hash
 from benchmark.files import cache_folder, expanded, folder_named
 from benchmark.runtime import Draws, seeded
 from benchmark.trained import Say
+from data_prep.places import offline
 from data_prep.sounds import resampled, without_silent_end
 
 SETTING = "MUNI_BENCH_MODELS"
@@ -53,13 +54,14 @@ PREFIX = 3  # embeddings before the first word that stand for a caption's featur
 class Models:
     """The models that one folder's `models.toml` names, each loaded once per device.
 
-    folder: in place of the one that MUNI_BENCH_MODELS names; without either the defaults hold. Raises UserError where
-    its models.toml is missing, cannot be read, or names an unknown role or key.
+    folder: in place of the one that MUNI_BENCH_MODELS names; without either the defaults hold. fetch: whether a model
+    that is not on this machine is fetched. Raises UserError where its models.toml is missing, cannot be read, or names
+    an unknown role or key.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, fetch: bool = True) -> None:
         chosen = folder or folder_named(SETTING)
-        self.folder = chosen
+        self.folder, self.fetch = chosen, fetch
         self.entries: dict[str, dict[str, Any]] = tomllib.loads(DEFAULTS.read_text(encoding="utf-8"))
         self._loaded: dict[tuple[str, str], Any] = {}
         self._records: dict[str, dict[str, Any]] = {}
@@ -68,7 +70,7 @@ class Models:
 
     def _change(self, path: Path) -> None:
         try:
-            changes = tomllib.loads(path.read_text(encoding="utf-8"))
+            changes = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(
                 f"{path} cannot be read ({error.strerror}): write it, or set {SETTING} to a folder that has one"
@@ -100,8 +102,13 @@ class Models:
                 raise UserError(f"{role}: no file {path}: put it there, or change [{role}] in models.toml ({SETTING})")
             return path
         if "url" in entry:
-            return _downloaded(role, entry["url"], entry.get("sha256", ""))
-        return _snapshot(role, entry)
+            return _downloaded(role, entry["url"], entry.get("sha256", ""), self._forbidden())
+        return _snapshot(role, entry, self._forbidden())
+
+    def _forbidden(self) -> str:
+        """Why nothing may be fetched; empty where it may."""
+        named = offline()
+        return f"{named} is set" if named else "" if self.fetch else "it is only looked for"
 
     def _below(self, name: str) -> Path:
         return (self.folder or Path()) / expanded(Path(name))
@@ -116,7 +123,7 @@ class Models:
         path, entry = self.locate(role), self.entries[role]
         used = {k: v for k, v in entry.items() if k in ("steps", "guidance", "noise_level", "seconds", "words")}
         if "id" in entry and "folder" not in entry:
-            return {"id": entry["id"], "commit": path.name, **used}
+            return {"id": entry["id"], "commit": _whole(role, path).name, **used}
         return {"id": entry.get("id", entry.get("url", path.name)), "content": checksum(path), **used}
 
     def identity(self, roles: Sequence[str]) -> str:
@@ -160,11 +167,11 @@ def _checked_folder(role: str, folder: Path) -> Path:
     return folder
 
 
-def _downloaded(role: str, url: str, sha256: str) -> Path:
+def _downloaded(role: str, url: str, sha256: str, forbidden: str) -> Path:
     path = cache_folder() / "models" / url.rpartition("/")[2]
     if not path.is_file():
-        if _offline():
-            raise UserError(f"{role}: no {path}, and HF_HUB_OFFLINE is set: put {url} there, or name it in models.toml")
+        if forbidden:
+            raise UserError(f"{role}: no {path}, and {forbidden}: put {url} there, or name it in models.toml")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256 or None, progress=False)
@@ -173,14 +180,14 @@ def _downloaded(role: str, url: str, sha256: str) -> Path:
     return path
 
 
-def _snapshot(role: str, entry: Mapping[str, Any]) -> Path:
+def _snapshot(role: str, entry: Mapping[str, Any], forbidden: str) -> Path:
     """The folder of a hub repository's commit, from the hub's cache or fetched now."""
     hub = package("huggingface_hub")
     name, revision = entry["id"], entry.get("revision", "main")
     else_folder = f"or name a folder under [{role}] in $" + SETTING + "/models.toml"
     try:
         path = hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(WANTED), local_files_only=_offline() or None
+            name, revision=revision, allow_patterns=list(WANTED), local_files_only=bool(forbidden) or None
         )
     except Exception as error:  # of the hub, the network or the disk
         kind = type(error).__name__
@@ -191,7 +198,7 @@ def _snapshot(role: str, entry: Mapping[str, Any]) -> Path:
             ) from None
         if kind == "RepositoryNotFoundError":
             raise UserError(f"{role}: the hub has no {name}, or hides it: name another id, {else_folder}") from None
-        where = "HF_HUB_OFFLINE is set" if _offline() else one_line(error)[:120]
+        where = forbidden or one_line(error)[:120]
         raise UserError(
             f"{role}: {name}@{revision} is not in the hub's cache and cannot be fetched ({where}): "
             f"run hf download {name} where there is a network ({entry['gigabytes']} GB), {else_folder}"
@@ -199,24 +206,33 @@ def _snapshot(role: str, entry: Mapping[str, Any]) -> Path:
     return _checked_folder(role, Path(path))
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+def _whole(role: str, folder: Path) -> Path:
+    """The folder of a hub repository's commit. Raises UserError where a file is not the one of that commit.
+
+    The hub's cache names what a file points at by its SHA-256, or a small one by what git calls it.
+    """
+    for path in sorted(each for each in folder.rglob("*") if each.is_symlink() and each.is_file()):
+        blob = path.resolve()
+        known = {64: content_hash, 40: _git_hash}.get(len(blob.name))
+        if blob.parent.name == "blobs" and known is not None and known(blob) != blob.name:
+            raise UserError(f"{role}: {path} is not what the hub handed out: remove {blob} and fetch it anew")
+    return folder
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def checksum(path: Path) -> str:
-    """Ten hex digits of a file, or of a folder's files: all of a small one, 64 pieces and the size of a large one."""
-    content = hashlib.blake2b(digest_size=5)
-    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
-        size, piece = file.stat().st_size, 1 << 16
-        content.update(f"{file.relative_to(path) if path.is_dir() else ''}\x1f{size}\x1f".encode())
-        with file.open("rb") as opened:
-            if size <= 64 * piece:
-                content.update(opened.read())
-            else:
-                for number in range(64):
-                    opened.seek((size - piece) * number // 63)
-                    content.update(opened.read(piece))
-    return content.hexdigest()
+    """Ten hex digits of a file's content, or of the names and contents of a folder's files.
+
+    Raises UserError where one cannot be read.
+    """
+    try:
+        return folder_hash(path, trained.to_stderr)[:10]
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read ({error.strerror}): get it anew") from None
 
 
 # ------------------------------------------------------------------------------------------ optional packages

@@ -35,7 +35,7 @@ import numpy as np
 from benchmark.api import UserError, one_line
 from benchmark.files import cache_folder, write_atomic
 from benchmark.runtime import Draws
-from data_prep.places import SETTING, data_folder
+from data_prep.places import SETTING, data_folder, offline
 
 RATE = SAMPLES = 8_000  # Hz, and samples of a clip: one second
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -164,6 +164,8 @@ def _from_the_archive(folder: Path | None) -> list[np.ndarray]:
 
 
 def _fetch(address: str) -> bytes:
+    if forbidden := offline():
+        raise OSError(f"{forbidden} is set")
     with urllib.request.urlopen(address, timeout=60) as response:
         return response.read()
 

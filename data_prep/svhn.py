@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.api import UserError, one_line
-from data_prep.places import INSTALL, SETTING, data_folder
+from data_prep.places import INSTALL, SETTING, data_folder, offline
 
 # File -> its md5 and its pictures. The files are MATLAB 5: X (32, 32, 3, n) uint8, y (n, 1) in 1-10, where 10 is a 0.
 OFFICIAL = {
@@ -114,6 +114,7 @@ def _file(path: Path, official: bool) -> Labelled:
 
 def _hub(nowhere: str) -> tuple[Labelled, Labelled]:
     """Both sets from Hugging Face's cache or network. Raises UserError that names every place that was tried."""
+    offline()
     try:
         from datasets import load_dataset
     except ImportError:

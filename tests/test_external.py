@@ -401,3 +401,13 @@ def test_settings_can_be_changed_and_reach_the_runner(method: Any, tmp_path: Pat
     path.write_text(path.read_text() + "steps = 9\ndevice = 'cuda:1'\n")
     place = external.place_of("stand_in")
     assert place.settings == {"steps": 9} and place.device == "cuda:1"
+
+
+def test_a_checkpoint_that_was_replaced_is_another_origin(method: Any, tmp_path: Path) -> None:
+    """By a file of the same name and size: what the former made is not scored in the name of the new one."""
+    checkpoint = Path(external.place_of("stand_in").checkpoint)
+    before, content = (method.origin(), type(method).content(None)), checkpoint.read_bytes()
+    checkpoint.write_bytes(content.replace(b"4000", b"4001", 1) if b"4000" in content else content[::-1])
+    method.bind(Things())
+    assert method.origin() != before[0] and type(method).content(None) != before[1]
+    assert method.protocol().keys() == {"model", "settings", "checkpoint", "revision"}

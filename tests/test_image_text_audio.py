@@ -22,7 +22,7 @@ from benchmark.evaluate import evaluate_cell
 from benchmark.metrics import frechet
 from benchmark.metrics import pretrained as judges
 from benchmark.runtime import Draws, seeded
-from benchmark.samples import Samples
+from benchmark.samples import Samples, read_wav
 from benchmark.train import training_batch
 from data_prep import image_text_audio_sources as sources
 from data_prep.features import BadItem
@@ -122,19 +122,92 @@ def test_a_manifest_is_read_and_what_is_wrong_with_it_is_counted(tmp_path: Path,
     assert "6 rows, 5 captions whose white space was mended, 1 without a caption, 1 without" in found.in_words()
 
 
-def test_a_checksum_sees_names_captions_and_sizes(tmp_path: Path) -> None:
+def test_a_checksum_sees_names_captions_and_what_files_hold(tmp_path: Path, cache: Path) -> None:
     def checksum() -> str:
         return sources.listing(source(("text", "audio")), tmp_path, {}).checksum
 
     put_sound(tmp_path / "audio" / "a.wav")
     put_manifest(tmp_path, [{"id": "a", "caption": "a dog", "clip": "x"}])
     seen = [checksum(), checksum()]
-    put_sound(tmp_path / "audio" / "a.wav", seconds=0.6)
+    put_sound(tmp_path / "audio" / "a.wav", seed=1)  # of the same size
     seen.append(checksum())
     for row in ({"caption": "a cat", "clip": "x"}, {"caption": "a cat", "clip": "y"}):
         put_manifest(tmp_path, [{"id": "a", **row}])
         seen.append(checksum())
     assert seen[0] == seen[1] and len(set(seen)) == 4
+
+
+BAD_ROWS = {
+    "a number": ("jsonl", b'{"id": 1, "caption": 1.5}', "line 2: the caption 1.5 is no text"),
+    "true": ("jsonl", b'{"id": 1, "caption": [true]}', "line 2: the caption True is no text"),
+    "an object": ("jsonl", b'{"id": 1, "caption": {"en": "x"}}', "line 2: the caption {'en': 'x'} is no text"),
+    "half a pair": (
+        "jsonl",
+        b'{"id": 1, "caption": "a \\ud800 dog"}',
+        r"line 2: holds '\ud800', which is no character",
+    ),
+    "no object": ("jsonl", b'["a", "dog"]', 'line 2: ["a", "dog"] is no object of columns'),
+    "no JSON": ("jsonl", b'{"id": 1, "caption": }', "line 2: not JSON: Expecting value"),
+    "no UTF-8": ("csv", b"1,a d\xf6g", r"line 3: holds '\udcf6', which is no character: write UTF-8"),
+    "an open quote": (
+        "csv",
+        b'1,"a dog' + b"\nfar too long" * 20_000,
+        "field larger than field limit (131072): is a quote",
+    ),
+    "no score": ("csv", b"1,a dog,fine", "line 3: aesthetic_score is 'fine', which is no number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_that_cannot_be_read_is_one_line_with_its_place(tmp_path: Path, name: str) -> None:
+    form, row, said = BAD_ROWS[name]
+    good = b"id,caption,aesthetic_score\n0,a cat,9\n" if form == "csv" else b'{"id": 0, "caption": "a cat"}\n'
+    (tmp_path / f"manifest.{form}").write_bytes(good + row + b"\n")
+    with pytest.raises(UserError) as raised:
+        sources.listing(source(("text",)), tmp_path, {})
+    assert said in str(raised.value) and f"manifest.{form}" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_marks_blank_lines_whole_numbers_and_long_captions_are_read(tmp_path: Path, form: str) -> None:
+    put_manifest(tmp_path, [{"id": "a", "caption": 1984}, {"id": "b", "caption": None if form != "csv" else ""}], form)
+    path = tmp_path / f"manifest.{form}"
+    if form != "parquet":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n")
+    found = sources.listing(source(("text",)), tmp_path, {})
+    assert [item.captions for item in found.items] == [("1984",)] and found.counts == {"without a caption": 1}
+    if form != "csv":
+        put_manifest(tmp_path, [{"id": "a", "caption": "a dog " * 30_000}], form)
+        assert len(sources.listing(source(("text",)), tmp_path, {}).items[0].captions[0]) == 179_999
+
+
+def test_marks_and_blank_lines_are_read_in_every_form(tmp_path: Path) -> None:
+    """As spreadsheets and editors of some systems write them."""
+    mark, audio = b"\xef\xbb\xbf", tmp_path / "audiocaps"
+    put_sound(audio / "audio" / "x_1.WAV")
+    (audio / "test.csv").write_bytes(mark + b"audiocap_id,youtube_id,start_time,caption\r\n1,x,1,a dog\r\n\r\n")
+    put_sound(tmp_path / "audio" / "y_000002.flac")
+    put_picture(tmp_path / "frames" / "y_000002.JPG")
+    (tmp_path / "vggsound.csv").write_bytes(mark + b"y,2,dog,test\n\n")
+    put_picture(tmp_path / "flickr30k-images" / "1.jpg")
+    (tmp_path / "flickr_annotations_30k.csv").write_bytes(mark + b'raw,filename\n"[""a cat""]",1.jpg\n\n')
+    put_picture(tmp_path / "val2014" / "7.jpg")
+    captions = {"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": [{"id": 1, "image_id": 7, "caption": "a"}]}
+    (tmp_path / "captions.json").write_bytes(mark + json.dumps(captions).encode())
+    for holds, reader, folder in (
+        (("text", "audio"), sources.audiocaps("test.csv"), audio),
+        (("image", "audio"), sources.vggsound("test"), tmp_path),
+        (("text", "image"), sources.flickr30k, tmp_path),
+        (("text", "image"), sources.coco("captions.json", "val2014", 9), tmp_path),
+    ):
+        assert len(sources.listing(source(holds, reader=reader), folder, {}).items) == 1
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".JPG", ".WEBP"])
+def test_suffixes_in_capitals_are_found(tmp_path: Path, suffix: str) -> None:
+    put_picture(tmp_path / "images" / f"a{suffix}")
+    put_manifest(tmp_path, [{"id": "a", "caption": "a dog"}])
+    assert len(sources.listing(source(("text", "image")), tmp_path, {}).items) == 1
 
 
 def test_low_aesthetic_scores_are_left_out(tmp_path: Path) -> None:
@@ -205,7 +278,7 @@ def test_a_source_that_has_nothing_is_one_line(tmp_path: Path, fault: str) -> No
     said = {
         "no folder": "no folder .*mine: put its files there",
         "empty": "neither the files of its own form",
-        "other form": "is not of the form that .* states",
+        "other form": "manifest.jsonl, line 1: not JSON",
         "all missing": r"has no usable row \(2 without their image\)",
         "no id": "a row without an id",
     }[fault]
@@ -240,7 +313,7 @@ def test_training_on_a_clip_of_a_test_is_refused(tmp_path: Path) -> None:
     assert sources.without_overlap([train, listed("coco", ["coco:1"])], leave_out=False)[0] is train
 
 
-def test_the_hub_answers_where_there_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_answers_where_there_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """A dataset of parquet files with bytes of pictures and sounds, read through the package datasets."""
     monkeypatch.setattr(tiny.package("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache")
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
@@ -260,6 +333,12 @@ def test_the_hub_answers_where_there_is_no_folder(tmp_path: Path, monkeypatch: p
     assert [(item.id, item.clip, item.captions[0]) for item in found.items][2] == ("2", "youtube:clip2", "caption 2")
     samples, changed = sources.sound(found.items[2], 48_000)
     assert len(samples) == 24_000 and not changed
+    same = sources.listing(source(("text", "audio"), **hub), tmp_path / "nowhere", {})
+    assert same.checksum == found.checksum
+    rows[1]["audio"]["bytes"] = put_sound(tmp_path / "x.wav", 9).read_bytes()  # of the same size
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "hub" / "train.parquet")
+    other = sources.listing(source(("text", "audio"), **hub), tmp_path / "nowhere", {})
+    assert other.checksum != found.checksum
     with pytest.raises(
         UserError, match=r"mine: no folder .* cannot be had from the hub .*no column wave: it has"
     ) as raised:
@@ -281,6 +360,54 @@ def test_a_wrong_configuration_of_sources_is_named(tmp_path: Path, monkeypatch: 
     (tmp_path / NAME / "sources.toml").unlink()
     with pytest.raises(UserError, match=r"laion_coco_aesthetic: no folder .* put its files there"):
         sources.listings("paper")
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("seconds", [2.0, 30.0])
+def test_half_a_sound_is_damaged(tmp_path: Path, form: str, seconds: float) -> None:
+    """Although what is read of it, the first ten seconds, may be there, and libsndfile says nothing."""
+    whole = put_sound(tmp_path / f"whole.{form}", seconds=seconds)
+    content = whole.read_bytes()
+    item = sources.Item("a", "a", audio=sources.File(whole))
+    assert len(sources.sound(item, 48_000)[0]) == min(seconds, 10) * 48_000
+    for kept in (0.5, 0.95):
+        whole.write_bytes(content[: round(kept * len(content))])
+        with pytest.raises(BadItem) as raised:
+            sources.sound(item, 48_000)
+        assert raised.value.reason in ("sounds that are cut short", "unreadable sounds")
+
+
+def test_a_sound_that_was_written_to_a_pipe_is_whole(tmp_path: Path) -> None:
+    """Its header says neither of its sizes."""
+    path = put_sound(tmp_path / "a.wav")
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    path.write_bytes(content)
+    assert len(sources.sound(sources.Item("a", "a", audio=sources.File(path)), 48_000)[0]) == 24_000
+
+
+def test_channels_in_opposite_phase_are_heard(tmp_path: Path) -> None:
+    """Their mean is silence; of channels that differ otherwise it is what a listener hears."""
+    soundfile = pytest.importorskip("soundfile")
+    tone, path = 0.5 * np.sin(np.arange(4_000) / 9), tmp_path / "a.wav"
+    item = sources.Item("a", "a", audio=sources.File(path))
+    for left, right, expected in (
+        (tone, -tone, tone),
+        (tone / 2, -0.55 * tone, -0.55 * tone),  # 20 dB are gone: the loudest
+        (tone, -tone / 2, tone / 4),
+        (tone, 0 * tone, tone / 2),
+    ):
+        soundfile.write(path, np.stack([left, right], 1), 16_000, "FLOAT")
+        assert np.allclose(sources.sound(item, 16_000)[0], expected, atol=1e-6)
+        soundfile.write(path, np.stack([left, right], 1), 16_000)
+        assert np.allclose(read_wav(path)[0], expected, atol=1e-4)
+
+
+def test_a_generated_sound_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    path = put_sound(tmp_path / "a.wav")
+    path.write_bytes(path.read_bytes()[:9_044])
+    with pytest.raises(UserError, match=r"not a whole sound \(4,500 of the 24,000 samples that its header names\)"):
+        read_wav(path)
 
 
 def test_unusable_files_are_named_by_their_fault(tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ LAYERS = (
     {"benchmark", "benchmark.api"},
     {
         f"benchmark.{name}"
-        for name in ("files", "checkout", "terminal", "progress", "registry", "config", "strict", "records", "compare")
+        for name in ("files", "contents", "checkout", "terminal", "progress", "registry", "config", "strict")
     }
-    | {f"benchmark.{name}" for name in ("tables", "summary", "page", "templates", "formats", "claims")},
+    | {
+        f"benchmark.{name}"
+        for name in ("records", "compare", "tables", "summary", "page", "templates", "formats", "claims")
+    },
     {
         "benchmark.processes",
         "benchmark.frozen",

@@ -1,7 +1,7 @@
 """The authors' verifier: SegFormer MiT-B0, fine-tuned (`--set verifier=segformer`).
 
 Needs transformers (extra image-text-audio). The pretrained weights come from the folder `mit-b0` below
-$MUNI_BENCH_DATA, or else from Hugging Face as nvidia/mit-b0; a verifier that is cached needs neither.
+$MUNI_BENCH_DATA, or else from Hugging Face as nvidia/mit-b0. What the folder holds tells cached verifiers apart.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.api import UserError
+from benchmark.contents import folder_hash
 from benchmark.files import folder_named
+from data_prep.places import offline
 
 HUB = "nvidia/mit-b0"
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that it was pretrained on
@@ -39,10 +41,10 @@ class Segformer(nn.Module):
 
     def pretrain(self) -> None:
         """Take the pretrained weights of MiT-B0, and nothing that executes. Raises UserError where there are none."""
-        own = (folder_named("MUNI_BENCH_DATA") or Path()) / "mit-b0"
-        source = str(own) if own.is_dir() else HUB
+        source = str(_folder()) if _folder().is_dir() else HUB
+        local = bool(offline())
         try:
-            loaded = type(self.encoder).from_pretrained(source, weights_only=True)
+            loaded = type(self.encoder).from_pretrained(source, weights_only=True, local_files_only=local)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -54,3 +56,12 @@ class Segformer(nn.Module):
         mean, spread = (torch.tensor(each, device=pictures.device).view(1, 3, 1, 1) for each in (MEAN, SPREAD))
         places = self.encoder((pictures - mean) / spread).last_hidden_state
         return self.project(places.flatten(2).mean(2))
+
+
+def origin() -> dict[str, str]:
+    """What the folder of pretrained weights holds; nothing where they are the hub's."""
+    return {"pretrained": folder_hash(_folder())[:10]} if _folder().is_dir() else {}
+
+
+def _folder() -> Path:
+    return (folder_named("MUNI_BENCH_DATA") or Path()) / "mit-b0"

@@ -122,6 +122,7 @@ def of(data: Any, device: str = "cpu", say: Say = trained.to_stderr, shape: tupl
     shape = views[0].shape
     facts = {"identity": data.identity, "kind": kind, "labels": labels, "shape": list(shape)}
     facts |= {"rows": data.count("verifier"), "code": trained.code_of(__file__, data)}
+    facts |= _origin(kind)
     key = digest(facts)
     if (key, device) not in _known:
         with seeded("verifier", data.identity):
@@ -176,6 +177,15 @@ def _body(kind: str, shape: tuple[int, ...]) -> nn.Module:
     return Segformer(FEATURES)
 
 
+def _origin(kind: str) -> dict[str, str]:
+    """Of the weights that a body begins from, where those are the user's."""
+    if kind != "segformer":
+        return {}
+    from benchmark.metrics import segformer
+
+    return segformer.origin()
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 
@@ -201,7 +211,8 @@ def _train(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_bfloat16(device, views[0].shape[-1])):
             _, logits = network(pictures)
         losses = [
-            functional.cross_entropy(each.float(), rows[label].repeat(len(names))) for label, each in logits.items()
+            functional.cross_entropy(each.float(), rows[label].long().repeat(len(names)))
+            for label, each in logits.items()
         ]
         return torch.stack(losses).sum()
 
