@@ -138,9 +138,9 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    data = folder_named("MUNI_BENCH_DATA")
-    if data and not data.is_dir():
-        raise UserError(f"MUNI_BENCH_DATA={data}: no such folder: name the one that holds the data, or unset it")
+    folder = folder_named("MUNI_BENCH_DATA")
+    if folder and not folder.is_dir():
+        raise UserError(f"MUNI_BENCH_DATA={folder}: no such folder: name the one that holds the data, or unset it")
     from data_prep.places import offline
 
     offline()  # before a package of the hub is imported, which reads its variables then
