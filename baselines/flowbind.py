@@ -7,7 +7,7 @@ It runs in a Python of its own; docs/external/flowbind.md says how to set it up.
 
 from __future__ import annotations
 
-from baselines.external import ByRunner
+from baselines.published.adapter import ByRunner
 from benchmark.api import MethodCard
 
 CARD = MethodCard(
@@ -20,7 +20,7 @@ CARD = MethodCard(
 
 
 class FlowBind(ByRunner):
-    """Nothing is trained. What is known of the model is in runners/flowbind.toml."""
+    """Nothing is trained. What is known of the model is in published/workers/flowbind.toml."""
 
     name = "flowbind"
 

@@ -5,7 +5,7 @@ bench run --method flux --dataset image_text_audio --task one_to_one --preset pa
 
 from __future__ import annotations
 
-from baselines.specialists import Painter, Specialist
+from baselines.published.in_process import Painter, Specialist
 from benchmark.api import MethodCard
 
 CARD = MethodCard(

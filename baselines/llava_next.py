@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from baselines.specialists import Captioner, Specialist
+from baselines.published.in_process import Captioner, Specialist
 from benchmark.api import MethodCard
 
 CARD = MethodCard(

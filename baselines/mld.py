@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from benchmark.api import Batch, Dataset, MethodCard
 from benchmark.runtime import Draws
-from models.diffusion import FLOW, VARIANCE_PRESERVING, Path
-from models.flow import logit_normal
-from models.latent import LatentModel, Observed
-from models.networks import ResidualBlocks, StackedLinear, TimeWaves
-from models.routes import Route, Subsets, all_subsets, draw_subsets, full_set
+from models.components.diffusion import FLOW, VARIANCE_PRESERVING, Path
+from models.components.flow import logit_normal
+from models.components.latent import LatentModel, Observed
+from models.components.networks import ResidualBlocks, StackedLinear, TimeWaves
+from models.components.routes import Route, Subsets, all_subsets, draw_subsets, full_set
 
 CARD = MethodCard(
     version=2,
@@ -163,7 +163,7 @@ class JointNetwork(nn.Module):
     """What a path's network predicts of all latents together, each modality at its own time.
 
     x (rows, M x latent), times (rows, M) -> (rows, M x latent); the linear part is the best linear prediction for data
-    of unit variance, and the network's share has unit scale, as in models.networks.VelocityNetwork.
+    of unit variance, and the network's share has unit scale, as in models.components.networks.VelocityNetwork.
     """
 
     def __init__(self, modalities: int, latent: int, width: int, depth: int) -> None:

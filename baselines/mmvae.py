@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmark.api import MethodCard
 from benchmark.runtime import Draws
-from models.experts import product
-from models.latent import LatentModel
-from models.routes import Route, draw_subsets, singles
+from models.components.experts import product
+from models.components.latent import LatentModel
+from models.components.routes import Route, draw_subsets, singles
 
 CARD = MethodCard(
     version=1,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from benchmark.api import Batch, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from models.experts import divergence_from_standard, product, sampled
-from models.latent import LatentModel, Observed
-from models.routes import Route, draw_subsets, singles
+from models.components.experts import divergence_from_standard, product, sampled
+from models.components.latent import LatentModel, Observed
+from models.components.routes import Route, draw_subsets, singles
 
 CARD = MethodCard(
     version=2,

@@ -7,7 +7,7 @@ It runs in a Python of its own: docs/external/omniflow.md.
 
 from __future__ import annotations
 
-from baselines.external import ByRunner
+from baselines.published.adapter import ByRunner
 from benchmark.api import MethodCard
 
 CARD = MethodCard(

@@ -14,11 +14,11 @@ from torch import Tensor
 from benchmark.api import Batch, Inapplicable, MethodCard, Modality
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from models.experts import divergence_from_standard, gaussian, sampled
-from models.flow import euler, logit_normal, matching_loss
-from models.latent import LatentModel, Observed
-from models.networks import ResidualBlocks, StackedLinear
-from models.routes import Route, draw_subsets, full_set
+from models.components.experts import divergence_from_standard, gaussian, sampled
+from models.components.flow import euler, logit_normal, matching_loss
+from models.components.latent import LatentModel, Observed
+from models.components.networks import ResidualBlocks, StackedLinear
+from models.components.routes import Route, draw_subsets, full_set
 
 CARD = MethodCard(
     version=2,

@@ -454,7 +454,7 @@ class FeaturesOfThings(Protocol):
 
 class TrainsJudges(Protocol):
     """A dataset that is judged by networks which the suite trains on its split "judge", whose rows hold all modalities
-    (benchmark/metrics/towers.py)."""
+    (benchmark/judges/towers.py)."""
 
     world: Any  # that knows nothing of features and has `identity`, `sample_rate`, `count` and `raw`; or else itself
 
@@ -464,9 +464,10 @@ class TrainsJudges(Protocol):
 
 
 class NamesJudges(Protocol):
-    """A dataset that is judged by published networks; their metrics load them (benchmark/metrics/pretrained.py)."""
+    """A dataset that is judged by published networks; their metrics load them
+    (benchmark/judges/pretrained_judges.py)."""
 
-    models: Any  # a data_prep.pretrained.Models
+    models: Any  # a data_prep.pretrained.pretrained_codecs.Models
 
 
 class FreshThings(Protocol):
@@ -489,7 +490,7 @@ class WritesTexts(Protocol):
     """A dataset whose text modality is written by a frozen language model; methods with a latent bind to it."""
 
     def language_model(self) -> Any:
-        """A models.texts.LanguageModel."""
+        """A models.components.texts.LanguageModel."""
         ...
 
 

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from benchmark.api import UserError
 
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the committed results inside the package, a checkout beside it.
+RESULTS = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results"
+
 CACHE = "MUNI_BENCH_CACHE"
 
 

@@ -32,7 +32,16 @@ FOLDERS = {
     "dataset": ("data_prep",),
     "metric": ("benchmark/metrics",),
 }
-_PLUG_IN_FOLDERS = ("models", "baselines", "data_prep", "metrics")
+# Where code lies that numbers depend on, besides the core's files that benchmark/records/run_identity.py names.
+_HASHED = (
+    "models",
+    "baselines",
+    "data_prep",
+    "benchmark/media",
+    "benchmark/metrics",
+    "benchmark/judges",
+    "benchmark/fitting/frozen_network.py",
+)
 HANDLES = {"method": "METHOD", "dataset": "DATASET", "metric": "METRIC"}
 _CARDS = {"MethodCard": api.MethodCard, "DatasetCard": api.DatasetCard, "MetricCard": api.MetricCard}
 
@@ -331,11 +340,10 @@ def _assigns(node: ast.stmt, name: str) -> bool:
 
 def _imports(tree: ast.Module) -> list[Path]:
     """The suite's code that a file imports: plug-ins, their support modules and how the suite's own networks are fitted
-    and asked (benchmark/frozen.py); not the rest of the core."""
+    and asked (benchmark/fitting/frozen_network.py); not the rest of the core."""
     stems = [ROOT / name.replace(".", "/") for level, name in _names(tree) if not level]
     paths = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
-    frozen = ROOT / "benchmark" / "frozen.py"
-    return [path for path in paths if path.is_file() and (path.parent.name in _PLUG_IN_FOLDERS or path == frozen)]
+    return [path for path in paths if path.is_file() and any(path.is_relative_to(ROOT / place) for place in _HASHED)]
 
 
 def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:

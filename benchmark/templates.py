@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: Any) -> str:
-    """The template, a path inside the package such as `report.html.jinja`, filled with the values.
+    """The template, a path inside the package such as `report/report.html.jinja`, filled with the values.
 
     Every value is escaped, except where the template says `| safe`: there it takes what another `render` returned.
     Raises jinja2.UndefinedError for a value that the template uses and nobody gave.

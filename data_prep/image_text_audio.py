@@ -6,8 +6,8 @@
 
 A method sees features: of captions (EmbeddingGemma), pictures (CLIP ViT-L/14) and sounds (CLAP, brought to their size
 by an autoencoder that the suite trains), all extracted once and standardised over the training corpora. What it
-generates is rendered by stable unCLIP, AudioLDM and Gemma 3. data_prep/image_text_audio_sources.py has the data and its
-folders, data_prep/pretrained_models.toml the models, their sizes and licences.
+generates is rendered by stable unCLIP, AudioLDM and Gemma 3. data_prep/media/image_text_audio_sources.py has the data
+and its folders, data_prep/pretrained/pretrained_models.toml the models, their sizes and licences.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from benchmark.api import Batch, Cell, DatasetCard, Modality, Raw, UserError, words_of
 from benchmark.config import Config, digest, nearest
+from benchmark.media.sounds import resampled
 from benchmark.runtime import Draws
-from data_prep import features, image_text_audio_sources
-from data_prep.image_text_audio_sources import Item, Listing
-from data_prep.pretrained import AudioAutoencoder, Models, on_canvas
-from data_prep.sounds import resampled
+from data_prep.media import feature_files, image_text_audio_sources
+from data_prep.media.image_text_audio_sources import Item, Listing
+from data_prep.pretrained.pretrained_codecs import AudioAutoencoder, Models, on_canvas
 
 CARD = DatasetCard(
     version=2,
@@ -225,7 +225,7 @@ class ImageTextAudio:
         items = [self._of(split).items[number] for number in indices.tolist()]
         try:
             return self._read(items, caption)
-        except features.BadItem as bad:
+        except feature_files.BadItem as bad:
             raise UserError(
                 f"{split}: {bad.which} had features and is now among the {bad.reason}: get it anew"
             ) from None
@@ -249,7 +249,7 @@ class ImageTextAudio:
     # Generated rows.
 
     def language_model(self) -> Any:
-        """The frozen writer of captions (models/texts.py)."""
+        """The frozen writer of captions (models/components/texts.py)."""
         writer = self.models.load("text_decoder", self.device)
         writer.size = len(self._center["text"])
         return writer
@@ -289,7 +289,7 @@ class ImageTextAudio:
 
     # Features.
 
-    def _extracted(self, listing: Listing) -> features.Features:
+    def _extracted(self, listing: Listing) -> feature_files.Features:
         """The features of a source's rows, extracted now as far as they are not on disk. A GPU's are of half precision,
         and so apart from a processor's."""
         holds, items = listing.source.holds, listing.items
@@ -323,12 +323,12 @@ class ImageTextAudio:
         encoders = self.models.identity([*ENCODERS.values(), "text_decoder"])
         version = f"{CARD.version}:{encoders}:{self.device.partition(':')[0]}"
         name = f"image_text_audio-{listing.source.name}"
-        return features.extract(name, version, listing.checksum, len(items), load, encode, _say)
+        return feature_files.extract(name, version, listing.checksum, len(items), load, encode, _say)
 
     def _encoder(self, name: str) -> Any:
         return self.models.load(ENCODERS[name], self.device)
 
-    def _build(self, found: Sequence[tuple[Listing, features.Features]]) -> None:
+    def _build(self, found: Sequence[tuple[Listing, feature_files.Features]]) -> None:
         """Splits of standardised features on the device, from the sources' features."""
         training = [kept for listing, kept in found if listing.source.split in CORPORA]
         parts = {name: [kept for kept in training if name in kept.columns] for name in CARD.modalities}
@@ -337,7 +337,7 @@ class ImageTextAudio:
         size = parts["image"][0].columns["image"][0].shape[1]
         self._autoencoder = AudioAutoencoder.kept(key, vectors, size, _say)
         coded = self._autoencoder.encode(vectors)
-        statistics = {name: features.statistics(parts[name], name) for name in ("text", "image")}
+        statistics = {name: feature_files.statistics(parts[name], name) for name in ("text", "image")}
         statistics["audio"] = coded.mean(0), coded.std(0, unbiased=False).clamp(min=1e-6)
         self._center = {name: center.to(self.device) for name, (center, _) in statistics.items()}
         self._scale = {name: scale.to(self.device) for name, (_, scale) in statistics.items()}
@@ -346,7 +346,7 @@ class ImageTextAudio:
             for split in dict.fromkeys(listing.source.split for listing, _ in found)
         }
 
-    def _split(self, found: Sequence[tuple[Listing, features.Features]]) -> Split:
+    def _split(self, found: Sequence[tuple[Listing, feature_files.Features]]) -> Split:
         wholes = [kept.whole(self.device) for _, kept in found]
         columns: Batch = {}
         for name in CARD.modalities:
@@ -371,7 +371,7 @@ def _identity(variant: str, models: Models, listings: Sequence[Listing]) -> str:
     return f"{variant}:{digest([codecs, *(each.checksum for each in listings)])}"
 
 
-def _entry(listing: Listing, kept: features.Features) -> dict[str, Any]:
+def _entry(listing: Listing, kept: feature_files.Features) -> dict[str, Any]:
     """What a source has, lacks and lost."""
     resampled_rows = int(sum(view.sum() for view in kept.columns.get("resampled", [])))
     return {

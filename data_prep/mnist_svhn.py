@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmark.api import Batch, DatasetCard, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
-from data_prep import digits, svhn
-from data_prep.digit_pictures import DigitPictures, told_digit
+from data_prep.digits import mnist_digits, svhn
+from data_prep.digits.digit_pictures import DigitPictures, told_digit
 
 CARD = DatasetCard(
     version=1,
@@ -124,12 +124,12 @@ class MnistSvhn(DigitPictures):
             Modality("svhn", (3, svhn.SIDE, svhn.SIDE), kind="image", center=0.45, scale=0.2),
         )
         super().__init__(config, device)
-        written, numbers = digits.load(variant.digits), svhn.load(official=not variant.folder)
-        self._sources: tuple[digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
+        written, numbers = mnist_digits.load(variant.digits), svhn.load(official=not variant.folder)
+        self._sources: tuple[mnist_digits.Digits | svhn.HouseNumbers, ...] = (written, numbers)
         self._paper = variant.paper
         self.identity = _identity(config.variant, numbers)
         self._pictures = (
-            digits.resized(written.images, SIDE)[:, None].to(device),
+            mnist_digits.resized(written.images, SIDE)[:, None].to(device),
             torch.from_numpy(numbers.images).to(device),
         )
         self._whites = WHITE[variant.digits], 255
@@ -150,7 +150,7 @@ class MnistSvhn(DigitPictures):
         """(3, rows of the split) int64: digit, and numbers of a handwritten digit and of a house number."""
         if split not in self._pairs:
             rows = self._counts[split]
-            digit = digits.balanced("mnist_svhn", split, classes=10, rows=rows)
+            digit = mnist_digits.balanced("mnist_svhn", split, classes=10, rows=rows)
             pools = [self._classes(source, split) for source in self._sources]
             pairs = torch.empty(3, rows, dtype=torch.int64)
             pairs[0] = digit
@@ -173,14 +173,14 @@ class MnistSvhn(DigitPictures):
         """
         digit = told_digit(given, draws)
         numbers = [
-            digits.picked(draws, name, self._classes(source, "test"), digit)
+            mnist_digits.picked(draws, name, self._classes(source, "test"), digit)
             for name, source in zip(CARD.modalities, self._sources, strict=True)
         ]
         return self._compose(numbers, want)
 
-    def _classes(self, source: digits.Digits | svhn.HouseNumbers, split: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _classes(self, source: mnist_digits.Digits | svhn.HouseNumbers, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """See digits.by_class: of the pictures that a split may show."""
-        return digits.by_class(source.labels, digits.part_of(source, split, self._paper))
+        return mnist_digits.by_class(source.labels, mnist_digits.part_of(source, split, self._paper))
 
     def _compose(self, numbers: Sequence[Tensor], want: Sequence[str]) -> Batch:
         rows: Batch = {}

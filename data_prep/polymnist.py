@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmark.api import Batch, DatasetCard, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
-from data_prep import backgrounds, digits
-from data_prep.digit_pictures import DigitPictures, told_digit
+from data_prep.digits import backgrounds, mnist_digits
+from data_prep.digits.digit_pictures import DigitPictures, told_digit
 
 CARD = DatasetCard(
     version=1,
@@ -138,7 +138,7 @@ class Polymnist(DigitPictures):
         photographs = [torch.from_numpy(picture.copy()).permute(2, 0, 1).to(device) for picture in pictures]
         self._crops = [backgrounds.crops(photograph, CANVAS) for photograph in photographs]
 
-        self._digits, self._paper = digits.load(variant.digits), variant.paper
+        self._digits, self._paper = mnist_digits.load(variant.digits), variant.paper
         self._strokes = strokes(self._digits, INK[variant.digits]).to(device)
         self._scenes: dict[str, Tensor] = {}
 
@@ -158,7 +158,7 @@ class Polymnist(DigitPictures):
         number of the crop of each view's photograph."""
         if split not in self._scenes:
             rows = self._counts[split]
-            digit = digits.balanced("polymnist", split, classes=10, rows=rows)
+            digit = mnist_digits.balanced("polymnist", split, classes=10, rows=rows)
             draws = Draws("polymnist", split, rows=rows, block=4096)
             self._scenes[split] = self._scene(draws, split, digit).to(self.device)
         return self._scenes[split]
@@ -174,8 +174,8 @@ class Polymnist(DigitPictures):
 
     def _scene(self, draws: Draws, split: str, digit: Tensor) -> Tensor:
         """Scenes of the given digits, (11, rows), with handwriting of a split and crops from `draws`."""
-        classes = digits.by_class(self._digits.labels, digits.part_of(self._digits, split, self._paper))
-        handwriting = digits.picked(draws, "handwriting", classes, digit, len(VIEWS))
+        classes = mnist_digits.by_class(self._digits.labels, mnist_digits.part_of(self._digits, split, self._paper))
+        handwriting = mnist_digits.picked(draws, "handwriting", classes, digit, len(VIEWS))
         place = draws.integers("crop", 1 << 40, 2, len(VIEWS)) % self._places.to(draws.device)
         crop = place[:, 0] * self._widths.to(draws.device) + place[:, 1]
         return torch.cat([digit[None], handwriting.T, crop.T])
@@ -196,9 +196,9 @@ def _identity(variant: str, pictures: list[np.ndarray]) -> str:
 
 
 @functools.cache
-def strokes(source: digits.Digits, above: float) -> Tensor:
+def strokes(source: mnist_digits.Digits, above: float) -> Tensor:
     """(pictures, 28, 28) bool: where ink is."""
-    return digits.resized(source.images, CANVAS) > above
+    return mnist_digits.resized(source.images, CANVAS) > above
 
 
 DATASET = Polymnist

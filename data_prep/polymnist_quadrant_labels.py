@@ -22,8 +22,8 @@ from torch.nn import functional
 from benchmark.api import Batch, DatasetCard, Inapplicable, Modality, UserError
 from benchmark.config import Config, nearest
 from benchmark.runtime import Draws
-from data_prep import backgrounds, digits
-from data_prep.digit_pictures import DigitPictures
+from data_prep.digits import backgrounds, mnist_digits
+from data_prep.digits.digit_pictures import DigitPictures
 
 CARD = DatasetCard(
     version=1,
@@ -209,7 +209,7 @@ class PolymnistQuadrantLabels(DigitPictures):
         self._places = torch.stack([heights, self._widths]) * self._shrink - FULL + 1  # of a crop's top left corner
         self._crops = [backgrounds.crops(photograph.to(device), variant.canvas) for photograph in photographs]
 
-        self._digits = digits.load(variant.digits)
+        self._digits = mnist_digits.load(variant.digits)
         self._strokes = strokes(self._digits, variant.canvas).to(device)
         corner = torch.tensor([[0, 1], [0, 0], [1, 0], [1, 1]])  # row and column of each quadrant
         one = functional.one_hot(corner, 2).float()
@@ -237,7 +237,7 @@ class PolymnistQuadrantLabels(DigitPictures):
                 self._scenes[split] = torch.cat([self.scenes("train"), shown], 1)
             else:
                 rows, name = self._counts[split], "polymnist_quadrant_labels"
-                pair = digits.balanced(name, split, classes=PAIRS, rows=rows)
+                pair = mnist_digits.balanced(name, split, classes=PAIRS, rows=rows)
                 draws = Draws(name, split, rows=rows, block=4096)
                 self._scenes[split] = self._scene(draws, split, pair % 10, pair // 10).to(self.device)
         return self._scenes[split]
@@ -256,7 +256,7 @@ class PolymnistQuadrantLabels(DigitPictures):
 
     def _scene(self, draws: Draws, split: str, digit: Tensor, quadrant: Tensor) -> Tensor:
         """Scenes of the given labels, (8, rows), with handwriting of a split and crops from `draws`."""
-        handwriting = digits.picked(draws, "handwriting", self._classes(split), digit, len(VIEWS))
+        handwriting = mnist_digits.picked(draws, "handwriting", self._classes(split), digit, len(VIEWS))
         place = draws.integers("crop", 1 << 40, 2, len(VIEWS)) % self._places.to(draws.device)
         top, left = (place // self._shrink).unbind(1)
         crop = top * self._widths.to(draws.device) + left
@@ -265,7 +265,7 @@ class PolymnistQuadrantLabels(DigitPictures):
     def _classes(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """See digits.by_class: of the pictures that a split may show."""
         whole = range(len(self._digits.labels))
-        return digits.by_class(self._digits.labels, whole if self._paper else self._digits.parts[split])
+        return mnist_digits.by_class(self._digits.labels, whole if self._paper else self._digits.parts[split])
 
     def _compose(self, scenes: Tensor, want: Sequence[str]) -> Batch:
         digit, quadrant, *views = scenes
@@ -282,7 +282,7 @@ class PolymnistQuadrantLabels(DigitPictures):
 
 
 @functools.cache
-def strokes(source: digits.Digits, canvas: int) -> Tensor:
+def strokes(source: mnist_digits.Digits, canvas: int) -> Tensor:
     """(pictures, canvas / 2, canvas / 2) uint8: how many of the pixels of the 64 canvas under each pixel are ink."""
     cell, shrink = canvas // 2, FULL // canvas
     parts = []

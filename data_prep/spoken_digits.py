@@ -2,9 +2,10 @@
 
     bench run --method muni --dataset spoken_digits --preset cpu
 
-MNIST's pictures, the recordings of the Free Spoken Digit Dataset and captions (data_prep/spoken_world.py) become 64
-numbers each by codecs that the suite trains (data_prep/spoken_codecs.py); methods see those. Training rows are pairs of
-two modalities, in three corpora that share nothing. docs/spoken_digits.md has the splits, the codecs and the judges.
+MNIST's pictures, the recordings of the Free Spoken Digit Dataset and captions (data_prep/spoken/spoken_world.py)
+become 64 numbers each by codecs that the suite trains (data_prep/spoken/spoken_codecs.py); methods see those. Training
+rows are pairs of two modalities, in three corpora that share nothing. docs/spoken_digits.md has the splits, the codecs
+and the judges.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch import Tensor
 from benchmark.api import Batch, Cell, DatasetCard, Modality, Raw, words_of
 from benchmark.config import Config
 from benchmark.runtime import Draws
-from data_prep import features, spoken_captions, spoken_codecs
-from data_prep.spoken_world import CORPORA, HOLDS, SpokenWorld
+from data_prep.media import feature_files
+from data_prep.spoken import spoken_captions, spoken_codecs
+from data_prep.spoken.spoken_world import CORPORA, HOLDS, SpokenWorld
 
 CARD = DatasetCard(
     version=1,
@@ -181,7 +183,7 @@ class SpokenDigits:
     def _extracted(self, split: str) -> Batch:
         """Features and words of a whole split, as the codecs give them; made once for a machine."""
         if split not in self._features:
-            found = features.extract(
+            found = feature_files.extract(
                 f"spoken_digits-{split.replace('+', '-')}",
                 self._codecs.version,
                 self.identity,

@@ -24,7 +24,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache's folder, with nothing in it, and no judge or verifier in memory."""
-    from benchmark.metrics import towers, verifier
+    from benchmark.judges import towers, verifier
 
     monkeypatch.setenv("MUNI_BENCH_CACHE", str(tmp_path))
     for module in (towers, verifier):

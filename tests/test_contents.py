@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import contents, doctor, records, runner
+from benchmark import contents
 from benchmark.api import Cell, UserError
+from benchmark.checks import doctor
 from benchmark.contents import content_hash, content_hashes, folder_hash
-from benchmark.tables import job_of
-from data_prep import pretrained
+from benchmark.engine import execution
+from benchmark.records import results_file, run_identity
+from benchmark.records.job import job_of
+from data_prep.pretrained import pretrained_codecs
 
 OLD = 1_600_000_000.0  # seconds: long before a test run
 
@@ -87,17 +90,17 @@ def test_a_folder_is_its_names_and_every_byte_but_no_hidden_file(tmp_path: Path)
     put(folder / "config.json", b"{}")
     large = bytearray(5_000_000)
     put(folder / "model.safetensors", large)
-    seen = [pretrained.checksum(folder)]
+    seen = [pretrained_codecs.checksum(folder)]
     put(folder / ".cache" / "when.metadata", b"now")
     assert folder_hash(folder)[:10] == seen[0]
     large[1_000_001] = 1
     put(folder / "model.safetensors", large, OLD + 1)
-    seen.append(pretrained.checksum(folder))
+    seen.append(pretrained_codecs.checksum(folder))
     (folder / "config.json").rename(folder / "other.json")
-    seen.append(pretrained.checksum(folder))
+    seen.append(pretrained_codecs.checksum(folder))
     assert len(set(seen)) == 3
     with pytest.raises(UserError, match=r"gone cannot be read \(No such file or directory\): get it anew"):
-        pretrained.checksum(folder / "gone")
+        pretrained_codecs.checksum(folder / "gone")
 
 
 def test_verify_finds_what_changed_behind_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +131,11 @@ def test_a_file_of_the_hub_that_is_another_than_its_name_says_is_refused(tmp_pat
     for name, (blob, content) in named.items():
         put(tmp_path / "blobs" / blob, content)
         (snapshot / name).symlink_to(Path("../../blobs") / blob)
-    assert pretrained._whole("judge_clip", snapshot) == snapshot
+    assert pretrained_codecs._whole("judge_clip", snapshot) == snapshot
     for name, (blob, content) in named.items():
         put(tmp_path / "blobs" / blob, content.upper() + b" ")
         with pytest.raises(UserError, match=rf"judge_clip: .*{name} is not what the hub handed out: remove .*{blob}"):
-            pretrained._whole("judge_clip", snapshot)
+            pretrained_codecs._whole("judge_clip", snapshot)
         put(tmp_path / "blobs" / blob, content)
 
 
@@ -179,14 +182,14 @@ def test_rows_of_other_files_are_not_taken_over(tmp_path: Path, monkeypatch: pyt
     job = job_of("real", dataset, "smoke", 0, [(Cell("files", ("a",), ("b",)), "swd")])
 
     def run(**fresh: bool) -> list[str]:
-        prepared = runner.prepare(job, tmp_path / "runs")
+        prepared = run_identity.prepare(job, tmp_path / "runs")
         scored = []
-        monkeypatch.setattr(runner, "_execute_one", lambda *each: scored.append("scored") or execute(*each))
-        assert runner.execute([prepared], "cpu", lambda *_: None, **fresh) == []
-        assert len(records.load(prepared.results)) == 1
+        monkeypatch.setattr(execution, "_execute_one", lambda *each: scored.append("scored") or execute(*each))
+        assert execution.execute([prepared], "cpu", lambda *_: None, **fresh) == []
+        assert len(results_file.load(prepared.results)) == 1
         return scored
 
-    execute = runner._execute_one
+    execute = execution._execute_one
     assert (run(), run()) == (["scored"], [])
     (tmp_path / "judge").write_text("judge 2")
     assert (run(), run()) == (["scored"], [])
@@ -194,5 +197,5 @@ def test_rows_of_other_files_are_not_taken_over(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match="begun on the data rows 1, and they are rows 2 now: put the former back"):
         run()
     assert (run(fresh=True), run()) == (["scored"], [])
-    stored = json.loads((runner.prepare(job, tmp_path / "runs").directory / "config.json").read_text())
+    stored = json.loads((run_identity.prepare(job, tmp_path / "runs").directory / "config.json").read_text())
     assert stored["content"] == {"identity": "rows 2", "judge": "judge 2"}

@@ -17,14 +17,14 @@ from benchmark import api, registry
 from tests import ROOT
 
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")
-FOREIGN = "runners"  # run by other Pythons, with packages of their own
+FOREIGN = "workers"  # run by other Pythons, with packages of their own
 # Names by which the tree calls a plug-in: what is read of these is asked of one, without hasattr, too.
 PLUG_INS = ("data", "method", "metric", "self.data", "self.method", "self.metric", "self._data", "self._world")
 NO_PLUG_INS = {
     "answer.__name__": "a function of transformers",
     "answer.cache_clear": "a function of transformers",
     "error.stderr": "an exception",
-    "judging.parts": "judges, whose contract is benchmark/metrics/judges.py",
+    "judging.parts": "judges, whose contract is benchmark/judges/judges.py",
     "kinds[key].__name__": "a type",
     "method.label": "a card",
     "method.overrides": "a card",

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from benchmark import registry, runner, tune
+from benchmark import registry
 from benchmark.api import Cell, UserError
 from benchmark.config import PRESETS, SETTINGS, check_fields, digest, marked, resolve
-from benchmark.records import latest, load
-from benchmark.rows import Settings
-from benchmark.tables import Job, job_of
-from tests.command import bench
+from benchmark.engine import execution, tune
+from benchmark.records import run_identity
+from benchmark.records.job import Job, job_of
+from benchmark.records.results_file import latest, load
+from benchmark.records.selection import Settings
+from tests.helpers.command import bench
 
 MIXTURE = registry.card("dataset", "gaussian_mixture")
 SMALL = ("train_rows=300", "evaluation_rows=64", "unconditional_rows=64", "updates=2", "batch_rows=16")
@@ -122,8 +124,8 @@ def test_the_class_has_the_values() -> None:
 # ------------------------------------------------------------------------------------------ ids
 
 
-def prepared(method: str, *overrides: str, metrics: tuple[str, ...] = ()) -> runner.Run:
-    return runner.prepare(Job(method, "gaussian_mixture", "smoke", 0, (), metrics), Path("runs"), overrides)
+def prepared(method: str, *overrides: str, metrics: tuple[str, ...] = ()) -> run_identity.Run:
+    return run_identity.prepare(Job(method, "gaussian_mixture", "smoke", 0, (), metrics), Path("runs"), overrides)
 
 
 @pytest.mark.parametrize("method", sorted(registry.index("method")))
@@ -154,12 +156,12 @@ def power(tmp_path: Path) -> str:
 
 def test_a_metrics_field_is_its_own_rows_affair(power: str, tmp_path: Path) -> None:
     job = job_of("chance", "gaussian_mixture", "smoke", 0, [(CELL, "shared_mse"), (CELL, power)])
-    usual, other = (runner.prepare(job, tmp_path / "runs", [*SMALL, *words]) for words in ([], ["power=5"]))
+    usual, other = (run_identity.prepare(job, tmp_path / "runs", [*SMALL, *words]) for words in ([], ["power=5"]))
     assert (usual.run_id, usual.training_id) == (other.run_id, other.training_id)
-    assert runner.execute([usual], "cpu", lambda *_: None) == []
-    assert runner.missing(usual) == [] and runner.missing(other) == [(CELL, power)]
-    assert runner.execute([other], "cpu", lambda *_: None) == []
-    assert runner.missing(usual) == runner.missing(other) == []
+    assert execution.execute([usual], "cpu", lambda *_: None) == []
+    assert run_identity.missing(usual) == [] and run_identity.missing(other) == [(CELL, power)]
+    assert execution.execute([other], "cpu", lambda *_: None) == []
+    assert run_identity.missing(usual) == run_identity.missing(other) == []
     rows = latest(load(usual.results))
     powers = rows[rows["metric"] == "power"].set_index("value")
     assert sorted(powers.index) == [3.0, 5.0]  # the preset's value, and the user's

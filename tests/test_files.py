@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import files, records, runner
+from benchmark import files
 from benchmark.api import UserError
+from benchmark.engine import execution
 from benchmark.files import write_atomic, write_file
+from benchmark.records import results_file
 from tests import ROOT
-from tests.test_records import ROW
+from tests.records.test_results_file import ROW
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)
@@ -31,12 +33,12 @@ def mode(path: Path) -> int:
 def test_a_file_and_its_folder_are_made_as_the_umask_says(tmp_path: Path, umask: int) -> None:
     write_atomic(tmp_path / "a" / "b", b"new")
     assert (tmp_path / "a" / "b").read_bytes() == b"new"
-    records.append(tmp_path / "results.csv", [ROW])
-    with files.alone_in(tmp_path, waiting=pytest.fail), runner._alone_in(tmp_path / "run"):
+    results_file.append(tmp_path / "results.csv", [ROW])
+    with files.alone_in(tmp_path, waiting=pytest.fail), execution._alone_in(tmp_path / "run"):
         pass
     made = ("a/b", "results.csv", "lock", "run/lock")
     assert {name: mode(tmp_path / name) for name in made} == dict.fromkeys(made, 0o666 & ~umask)
-    records.Results(tmp_path / "results.csv").drop([ROW.run_id])
+    results_file.Results(tmp_path / "results.csv").drop([ROW.run_id])
     assert mode(tmp_path / "results.csv") == 0o666 & ~umask
     assert mode(tmp_path / "a") == 0o777 & ~umask
 
@@ -58,19 +60,19 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
     link.symlink_to(Path("far") / "rows.csv")
     write_atomic(link, b"")  # it pointed at nothing
     target.unlink()
-    records.append(link, [ROW])
-    records.append(link, [ROW.__class__(**vars(ROW) | {"run_id": "other"})])
-    records.Results(link).drop(["other"])
-    assert link.is_symlink() and records.read(target) == [ROW]
+    results_file.append(link, [ROW])
+    results_file.append(link, [ROW.__class__(**vars(ROW) | {"run_id": "other"})])
+    results_file.Results(link).drop(["other"])
+    assert link.is_symlink() and results_file.read(target) == [ROW]
     assert {path.name for path in (*tmp_path.iterdir(), *target.parent.iterdir())} == {"far", link.name, target.name}
 
 
 # Locks.
 
 LOCKED: dict[str, Callable[[Path], object]] = {
-    "rows": lambda folder: records.append(folder / "results.csv", [ROW]),
-    "a run": lambda folder: runner._alone_in(folder).__enter__(),
-    "who works on a run": lambda folder: runner.holder(folder),
+    "rows": lambda folder: results_file.append(folder / "results.csv", [ROW]),
+    "a run": lambda folder: execution._alone_in(folder).__enter__(),
+    "who works on a run": lambda folder: execution.holder(folder),
     "the cache": lambda folder: files.alone_in(folder, waiting=pytest.fail).__enter__(),
 }
 
@@ -130,13 +132,13 @@ def test_a_user_without_a_home_is_told_which_variable_mends_it(
 
 
 def test_a_variable_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from data_prep import places
+    from data_prep.media import data_folder
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MUNI_BENCH_CACHE", "~/cache")
     monkeypatch.setenv("MUNI_BENCH_DATA", "~/data")
     assert files.cache_folder() == tmp_path / "cache"
-    assert places.data_folder("mnist") == tmp_path / "data" / "mnist"
+    assert data_folder.data_folder("mnist") == tmp_path / "data" / "mnist"
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

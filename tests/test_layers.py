@@ -12,42 +12,29 @@ import pytest
 
 from tests import ROOT
 
-# A module imports its own layer and those before it. `benchmark` itself holds the version only.
+# From low to high: a module imports its own layer and those before it. `benchmark` itself holds the version only.
 LAYERS = (
     {"benchmark", "benchmark.api"},
     {
         f"benchmark.{name}"
-        for name in ("files", "contents", "checkout", "terminal", "progress", "registry", "config", "strict")
-    }
-    | {
-        f"benchmark.{name}"
-        for name in ("records", "compare", "tables", "summary", "page", "templates", "formats", "claims")
+        for name in ("config", "files", "progress", "registry", "templates", "terminal", "toml_files", "contents")
     },
-    {
-        "benchmark.processes",
-        "benchmark.frozen",
-        "benchmark.guard",
-        "benchmark.runtime",
-        "benchmark.samples",
-        "benchmark.trained",
-        "benchmark.metrics",
-        "models",
-        "baselines",
-        "data_prep",
-    },
-    {f"benchmark.{name}" for name in ("optimizer", "train", "evaluate", "criteria")},
-    {"benchmark.runner"},
-    {"benchmark.rows"},
-    {
-        f"benchmark.{name}"
-        for name in ("conform", "doctor", "drawing", "executors", "grids", "profile", "sheets", "show", "slurm", "tune")
-    },
-    {"benchmark.documents", "benchmark.report"},
+    {"benchmark.records"},
+    {"benchmark.tables"},
+    {"benchmark.media", "benchmark.runtime", "models"},
+    {"benchmark.fitting"},
+    {"data_prep"},
+    {"benchmark.judges"},
+    {"benchmark.metrics", "baselines"},
+    {"benchmark.engine"},
+    {"benchmark.checks"},
+    {"benchmark.report"},
     {"benchmark.cli"},
 )
+LIGHT = 3  # the layers from 1 to this one list, read and print: they import no torch
 FOLDERS = ("benchmark", "models", "baselines", "data_prep")
 PLUGIN_FOLDERS = ("models", "baselines", "data_prep", "benchmark.metrics")
-PLUGIN_MAY_IMPORT = ("benchmark.api", "benchmark.runtime", "benchmark.config", "torch", "numpy")
+PLUGIN_MAY_IMPORT = ("benchmark.api", "benchmark.runtime", "benchmark.config", "benchmark.media", "torch", "numpy")
 SLOW = {"torch", "pandas", "scipy", "numpy", "matplotlib", "jinja2"}
 
 
@@ -65,7 +52,7 @@ def faults(root: Path) -> list[str]:
 
 def module_faults(module: str, tree: ast.Module, plugins: set[str]) -> Iterator[tuple[int, str]]:
     layer = layer_of(module)
-    if module not in LAYERS[layer] and not module.startswith(PLUGIN_FOLDERS):
+    if module not in LAYERS[0] and not any(in_any(module, names) for names in LAYERS[1:]):
         yield 1, f"{module} has no layer: enter it in LAYERS"
         return
     for line, name, on_import in imports(module, tree):
@@ -78,9 +65,10 @@ def module_faults(module: str, tree: ast.Module, plugins: set[str]) -> Iterator[
             yield line, f"the plug-in {module} imports {name}"
         if layer == 0 and top not in sys.stdlib_module_names and top != "benchmark":
             yield line, f"{module} imports {name}: the contract needs the standard library only"
-        if layer == 1 and top == "torch":
+        if 1 <= layer <= LIGHT and top == "torch":
             yield line, f"{module} imports torch"
-        if (layer == 1 or module == "benchmark.cli") and on_import and (top in SLOW or layer_of(name) > 1):
+        light = 1 <= layer <= LIGHT or in_any(module, {"benchmark.cli"})
+        if light and on_import and (top in SLOW or LIGHT < layer_of(name) < layer_of("benchmark.cli")):
             yield line, f"{module} imports {name} at once: do it in the function that needs it"
     if module not in plugins and module.startswith("benchmark"):
         for node in ast.walk(tree):
@@ -122,7 +110,7 @@ def is_plugin(module: str, tree: ast.Module) -> bool:
 def plugin_may_import(module: str, name: str) -> bool:
     """The contract, torch, numpy, the standard library, `models`, and support modules beside the plug-in."""
     own_folder = module.rpartition(".")[0]
-    allowed = {*PLUGIN_MAY_IMPORT, "models", own_folder}
+    allowed = {*PLUGIN_MAY_IMPORT, "models", own_folder} | ({"benchmark.judges"} if "metrics" in own_folder else set())
     return in_any(name, allowed) or name.split(".")[0] in sys.stdlib_module_names
 
 
@@ -140,9 +128,9 @@ def test_the_tree_keeps_the_layers() -> None:
 
 def test_the_rules_see_the_whole_tree() -> None:
     """An empty list of faults means something only if the files were found and told apart."""
-    trees = {module_name(ROOT, path): ast.parse(path.read_text()) for path in (ROOT / "models").glob("*.py")}
+    trees = {module_name(ROOT, path): ast.parse(path.read_text()) for path in (ROOT / "models").rglob("*.py")}
     assert is_plugin("models.muni", trees["models.muni"])
-    assert not is_plugin("models.latent", trees["models.latent"])
+    assert not is_plugin("models.components.latent", trees["models.components.latent"])
     assert "benchmark.api.MethodCard" in {name for _, name, _ in imports("models.muni", trees["models.muni"])}
 
 
@@ -154,25 +142,33 @@ CARD = "CARD = MethodCard(version=1)\n"
     [
         ("benchmark/api.py", "import numpy", "the standard library only"),
         ("benchmark/api.py", "from benchmark import runtime", "of a higher layer"),
-        ("benchmark/records.py", "def read():\n    import benchmark.runtime", "of a higher layer"),
+        ("benchmark/records/results_file.py", "def read():\n    import benchmark.runtime", "of a higher layer"),
         (
-            "benchmark/records.py",
-            "def run():\n    from .runner import run",
-            "imports benchmark.runner.run, of a higher layer",
+            "benchmark/records/results_file.py",
+            "def run():\n    from ..engine.execution import run",
+            "imports benchmark.engine.execution.run, of a higher layer",
         ),
-        ("benchmark/records.py", "import pandas as pd", "at once"),
-        ("benchmark/compare.py", "def test():\n    import torch", "benchmark.compare imports torch"),
-        ("benchmark/runtime.py", "from benchmark.train import train", "of a higher layer"),
-        ("benchmark/train.py", "try:\n    import benchmark.cli\nexcept ImportError: pass", "of a higher layer"),
-        ("benchmark/cli.py", "import benchmark.runner", "at once"),
-        ("benchmark/cli.py", "from scipy import stats", "at once"),
+        ("benchmark/records/results_file.py", "import pandas as pd", "at once"),
+        (
+            "benchmark/records/regression.py",
+            "def test():\n    import torch",
+            "benchmark.records.regression imports torch",
+        ),
+        ("benchmark/runtime.py", "from benchmark.engine.train import train", "of a higher layer"),
+        (
+            "benchmark/engine/train.py",
+            "try:\n    import benchmark.cli.commands\nexcept ImportError: pass",
+            "of a higher layer",
+        ),
+        ("benchmark/cli/commands.py", "import benchmark.engine.execution", "at once"),
+        ("benchmark/cli/commands.py", "from scipy import stats", "at once"),
         ("benchmark/novel.py", "import torch", "benchmark.novel has no layer"),
-        ("benchmark/runner.py", "from baselines import planted", "the plug-in baselines.planted"),
-        ("benchmark/runner.py", "import baselines.planted as method", "the plug-in baselines.planted"),
-        ("benchmark/runner.py", "load('baselines.planted')", "spells out the plug-in baselines.planted"),
-        ("models/latent.py", "from benchmark.evaluate import score", "of a higher layer"),
-        ("models/latent.py", "import baselines.planted", "the plug-in baselines.planted"),
-        ("models/other.py", CARD + "from baselines.planted import Planted", "the plug-in baselines.planted"),
+        ("benchmark/engine/execution.py", "from baselines import planted", "the plug-in baselines.planted"),
+        ("benchmark/engine/execution.py", "import baselines.planted as method", "the plug-in baselines.planted"),
+        ("benchmark/engine/execution.py", "load('baselines.planted')", "spells out the plug-in baselines.planted"),
+        ("models/components/latent.py", "from benchmark.engine.evaluate import score", "of a higher layer"),
+        ("benchmark/checks/doctor.py", "import baselines.planted", "the plug-in baselines.planted"),
+        ("baselines/other.py", CARD + "from baselines.planted import Planted", "the plug-in baselines.planted"),
         ("baselines/other.py", CARD + "from benchmark.registry import load", "baselines.other imports benchmark.regis"),
         ("baselines/other.py", CARD + "def loss():\n    import pandas", "the plug-in baselines.other imports pandas"),
         ("benchmark/metrics/other.py", CARD + "import data_prep.worlds", "imports data_prep.worlds"),
@@ -191,13 +187,20 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, fa
     ("path", "source"),
     [
         ("benchmark/api.py", "if TYPE_CHECKING:\n    from benchmark.runtime import Draws\n    import torch"),
-        ("benchmark/records.py", "def read():\n    import pandas\n    from benchmark.config import nearest"),
-        ("benchmark/cli.py", "def run():\n    import benchmark.runner\n    import torch"),
         (
-            "benchmark/runner.py",
-            "import torch\nfrom benchmark import train, __version__\nkinds = ('baselines', 'models')",
+            "benchmark/records/results_file.py",
+            "def read():\n    import pandas\n    from benchmark.config import nearest",
         ),
-        ("baselines/other.py", CARD + "import math\nfrom models.latent import LatentModel\nimport torch.nn as nn"),
+        ("benchmark/cli/commands.py", "def run():\n    import benchmark.engine.execution\n    import torch"),
+        (
+            "benchmark/engine/execution.py",
+            "import torch\nfrom benchmark import __version__\n"
+            "from benchmark.engine import train\nkinds = ('baselines', 'models')",
+        ),
+        (
+            "baselines/other.py",
+            CARD + "import math\nfrom models.components.latent import LatentModel\nimport torch.nn as nn",
+        ),
         ("data_prep/other.py", CARD + "from data_prep.worlds import Mixture\nfrom benchmark.config import Config"),
     ],
 )

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import records, registry
+from benchmark import registry
 from benchmark.api import UserError
-from benchmark.runner import prepare
-from benchmark.tables import job_of
-from tests.command import bench
-from tests.processes import SMALL
+from benchmark.records import results_file
+from benchmark.records.job import job_of
+from benchmark.records.run_identity import prepare
+from tests.helpers.command import bench
+from tests.helpers.processes import SMALL
 
 PLUGIN = """
 from benchmark.api import MethodCard
@@ -104,7 +105,7 @@ def test_a_module_of_the_plug_ins_package_and_one_on_the_path_count(
 
 
 def test_a_run_with_a_module_that_was_edited_is_another_run(tmp_path: Path, runs: Path) -> None:
-    from tests.processes import bench
+    from tests.helpers.processes import bench
 
     plant(
         tmp_path,
@@ -116,7 +117,7 @@ def test_a_run_with_a_module_that_was_edited_is_another_run(tmp_path: Path, runs
         plant(tmp_path, {"scale_planted.py": f"SCALE = {scale}\n"})
         answer = bench(*words)
         assert answer.status == 0 and "changed" not in answer.err, answer.err
-        found = records.load(runs / "results.csv")
+        found = results_file.load(runs / "results.csv")
         values.append(float(found[found["metric"] == "shared_mse"]["value"].iloc[-1]))
     assert values[1] == pytest.approx(100 * values[0])
 

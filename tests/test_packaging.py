@@ -13,7 +13,7 @@ import pytest
 from packaging.markers import Marker
 
 from tests import ROOT
-from tests.command import bench
+from tests.helpers.command import bench
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What the paper's image-text-audio track needs must never reach the core.
@@ -132,7 +132,7 @@ def loaded_by(code: str, unwanted: set[str]) -> set[str]:
 
 def command(*arguments: str) -> str:
     return (
-        f"import sys\nfrom benchmark.cli import main\nsys.argv = ['bench', *{list(arguments)}]\n"
+        f"import sys\nfrom benchmark.cli.commands import main\nsys.argv = ['bench', *{list(arguments)}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
     )
 
@@ -176,7 +176,7 @@ def test_the_whole_core_imports_none_of_the_extras() -> None:
         for package in ("benchmark", "models", "baselines", "data_prep")
         for path in sorted((ROOT / package).rglob("*.py"))
         if path.stem not in {"__init__", "__main__"}
-        and (path.parent.name != "runners" or path.stem == "serve")  # other Pythons run them
+        and (path.parent.name != "workers" or path.stem == "serve")  # other Pythons run them
     ]
     code = "import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules)
     assert loaded_by(code, HEAVY) == set()

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
-from benchmark import cli, registry, rows
+from benchmark import registry
 from benchmark.api import UserError
-from benchmark.documents import fill_blocks, page_blocks
+from benchmark.cli import commands
+from benchmark.records import selection
+from benchmark.report.documents import fill_blocks, page_blocks
 
 README = (registry.ROOT / "README.md").read_text()
 PAGES = (
@@ -39,9 +41,9 @@ def test_the_tables_are_current(page: str) -> None:
 
 
 def test_a_changed_number_makes_them_stale(monkeypatch) -> None:
-    frame = rows.reference("cpu")
+    frame = selection.reference("cpu")
     frame.loc[frame["method"] == "muni", "value"] *= 1.5
-    monkeypatch.setattr(rows, "reference", lambda preset: frame)
+    monkeypatch.setattr(selection, "reference", lambda preset: frame)
     assert fill_blocks(README, page_blocks()["README.md"]) != README
 
 
@@ -58,7 +60,9 @@ def test_blocks_are_replaced_between_their_markers():
 
 
 def test_every_command_it_names_exists():
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    known = {
+        command.name or command.callback.__name__ for command in commands.app.registered_commands if command.callback
+    }
     assert set(re.findall(r"\bbench ([a-z][a-z-]*)\b", README)) <= known
 
 

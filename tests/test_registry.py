@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import registry, trained
+from benchmark import registry
 from benchmark.api import UserError
-from benchmark.runner import prepare
-from benchmark.tables import job_of
+from benchmark.fitting import network_store
+from benchmark.records.job import job_of
+from benchmark.records.run_identity import prepare
 from models.muni import MUNI
 
 SWITCHED = """
@@ -114,10 +115,8 @@ Plant = Callable[[str, str, str], None]
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plant:
     """Puts a change into a file of a copy of the tree, which the registry reads from now on."""
-    for folder in ("benchmark", "benchmark/metrics", "data_prep"):
-        (tmp_path / folder).mkdir()
-        for path in (registry.ROOT / folder).glob("*.py"):
-            shutil.copy(path, tmp_path / folder)
+    for folder in ("benchmark", "data_prep"):
+        shutil.copytree(registry.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(registry, "ROOT", tmp_path)
 
     def change(file: str, old: str, new: str) -> None:
@@ -133,17 +132,19 @@ def code(file: str) -> str:
     return registry.sources(registry.ROOT / file)
 
 
-TRAINED = ("benchmark/metrics/verifier.py", "benchmark/metrics/towers.py", "data_prep/spoken_codecs.py")
+TRAINED = ("benchmark/judges/verifier.py", "benchmark/judges/towers.py", "data_prep/spoken/spoken_codecs.py")
 READ_BY_THEM = ("benchmark/metrics/label_accuracy.py", "benchmark/metrics/ais.py", "data_prep/spoken_digits.py")
 
 
 @pytest.mark.parametrize("file", [*TRAINED, *READ_BY_THEM])
 def test_how_networks_are_fitted_and_asked_is_part_of_the_code_behind_them(file: str, plant: Plant):
     seen = [code(file)]
-    plant("benchmark/trained.py", "training anew", "it is trained anew")  # how they are kept moves no number
+    plant(
+        "benchmark/fitting/network_store.py", "training anew", "it is trained anew"
+    )  # how they are kept moves no number
     assert code(file) == seen[0]
     for old, new in (("(1 - done) / (1 - warm)", "1.0"), ('[""] * lacking', '["?"] * lacking')):
-        plant("benchmark/frozen.py", old, new)
+        plant("benchmark/fitting/frozen_network.py", old, new)
         seen.append(code(file))
     assert len(set(seen)) == 3
 
@@ -155,13 +156,13 @@ def test_what_a_network_depends_on_is_its_own_code_and_that_of_its_rows(
     monkeypatch.syspath_prepend(str(tmp_path))
     world = importlib.import_module("planted_world").World()
     files = [str(registry.ROOT / file) for file in TRAINED]
-    seen = [trained.code_of(file, world) for file in files]
+    seen = [network_store.code_of(file, world) for file in files]
     plant("planted_world.py", "CARD = 1", "CARD = 2")
-    assert [trained.code_of(file, world) for file in files] == seen
+    assert [network_store.code_of(file, world) for file in files] == seen
     plant("planted_world.py", "size = 2", "size = 3")
-    other = [trained.code_of(file, world) for file in files]
-    plant("benchmark/frozen.py", "(1 - done) / (1 - warm)", "1.0")
-    anew = [trained.code_of(file, world) for file in files]
+    other = [network_store.code_of(file, world) for file in files]
+    plant("benchmark/fitting/frozen_network.py", "(1 - done) / (1 - warm)", "1.0")
+    anew = [network_store.code_of(file, world) for file in files]
     for first, second, third in zip(seen, other, anew, strict=True):
         assert first[0] == second[0] != third[0] and first[1] != second[1] == third[1]
 
@@ -173,15 +174,15 @@ METRICS = ("cider", "fid", "label_accuracy", "swd", "shared_mse", "energy_score"
     ("file", "old", "new", "moved"),
     [
         ("known_world.py", "step = 0.05", "step = 0.1", {"swd", "shared_mse", "energy_score"}),
-        ("sliced.py", "DIRECTIONS = 128", "DIRECTIONS = 64", {"swd"}),
-        ("shared.py", ".square().mean(1)", ".abs().mean(1)", {"shared_mse"}),
-        ("explained.py", "Score(1 - left.value", "Score(left.value", {"probe_linear"}),
-        ("rows.py", "if rows < least", "if rows <= least", {*METRICS}),
+        ("sliced_distance.py", "DIRECTIONS = 128", "DIRECTIONS = 64", {"swd"}),
+        ("shared_coordinates.py", ".square().mean(1)", ".abs().mean(1)", {"shared_mse"}),
+        ("explained_variance.py", "Score(1 - left.value", "Score(left.value", {"probe_linear"}),
+        ("row_statistics.py", "if rows < least", "if rows <= least", {*METRICS}),
     ],
 )
 def test_what_one_kind_of_metric_needs_is_no_part_of_the_others(
     plant: Plant, file: str, old: str, new: str, moved: set[str]
 ):
     before = {metric: code(f"benchmark/metrics/{metric}.py") for metric in METRICS}
-    plant(f"benchmark/metrics/{file}", old, new)
+    plant(f"benchmark/metrics/common/{file}", old, new)
     assert {metric for metric in METRICS if code(f"benchmark/metrics/{metric}.py") != before[metric]} == moved

@@ -14,7 +14,7 @@ import pytest
 from benchmark import terminal
 from tests import ROOT
 
-BENCH = [sys.executable, "-m", "benchmark.cli"]
+BENCH = [sys.executable, "-m", "benchmark.cli.commands"]
 TABLE = ["table", "table5", "-p", "cpu", "--reference"]  # ±, arrows, an em dash
 
 
@@ -68,7 +68,10 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
 def test_closed_streams_are_no_matter() -> None:
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         assert (
-            subprocess.run(f"{sys.executable} -m benchmark.cli list {closed} <&-", shell=True, cwd=ROOT).returncode == 0
+            subprocess.run(
+                f"{sys.executable} -m benchmark.cli.commands list {closed} <&-", shell=True, cwd=ROOT
+            ).returncode
+            == 0
         )
 
 
@@ -108,7 +111,7 @@ with progress() as report:
     for k in range(3):
         report("training", k, 2, "loss")
 """
-SHOWN = f"import sys; sys.argv = ['bench', *{TABLE}]; from benchmark.cli import main; main()"
+SHOWN = f"import sys; sys.argv = ['bench', *{TABLE}]; from benchmark.cli.commands import main; main()"
 
 
 @pytest.mark.parametrize("code", [PROGRESS, SHOWN], ids=["progress", "table"])

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Cell, MetricCard, Score
-from benchmark.metrics.judges import Pair
-from benchmark.metrics.pairs import Embedded, clustered_error, sides
-from benchmark.metrics.rows import enough
+from benchmark.judges.judges import Pair
+from benchmark.metrics.common.embedding_pairs import Embedded, clustered_error, sides
+from benchmark.metrics.common.row_statistics import enough
 
 CARD = MetricCard(
     version=1,

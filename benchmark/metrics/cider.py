@@ -1,8 +1,8 @@
 """CIDEr-D of generated texts against the real text of their row, times 100: what share of its rarer words they say.
 
 One reference for each row; document frequencies are those of the rows that are scored. pycocoevalcap's code and tokens
-of the Penn Treebank (benchmark/metrics/captions.py). Its own scale is 0 to 10, so this one's is 0 to 1,000; a text of
-fewer than four words never has 1,000, not even its own reference. Source: Vedantam et al., 2015.
+of the Penn Treebank (benchmark/metrics/common/caption_tokens.py). Its own scale is 0 to 10, so this one's is 0 to
+1,000; a text of fewer than four words never has 1,000, not even its own reference. Source: Vedantam et al., 2015.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from benchmark.api import Cell, Inapplicable, MetricCard, Raw, Score
-from benchmark.metrics import captions
-from benchmark.metrics.pairs import OfThings, blocks, clustered_mean, keep, rows_of
+from benchmark.metrics.common import caption_tokens
+from benchmark.metrics.common.embedding_pairs import OfThings, blocks, clustered_mean, keep, rows_of
 from benchmark.runtime import Draws
 
 CARD = MetricCard(
@@ -50,25 +50,25 @@ class Cider(OfThings):
     def compute(self) -> Score:
         """Raises RuntimeError, in one line, without Java or without pycocoevalcap."""
         self.whole()
-        values = 100 * torch.from_numpy(captions.cider(self._references, self._texts))
+        values = 100 * torch.from_numpy(caption_tokens.cider(self._references, self._texts))
         return clustered_mean(values, self.clusters(), self.least, f"{self.name} of {self._cell}")
 
     @staticmethod
     def chance(cell: Cell, data: Any) -> float | None:
         texts = _real(cell, data, "raw")
         order = Draws("cider", "chance", rows=len(texts)).uniform("order").argsort()
-        return float(100 * captions.cider(texts, [texts[row] for row in order]).mean())
+        return float(100 * caption_tokens.cider(texts, [texts[row] for row in order]).mean())
 
     @staticmethod
     def ceiling(cell: Cell, data: Any) -> float | None:
         if not hasattr(data, "real"):
             return None
-        return float(100 * captions.cider(_real(cell, data, "raw"), _real(cell, data, "real")).mean())
+        return float(100 * caption_tokens.cider(_real(cell, data, "raw"), _real(cell, data, "real")).mean())
 
     @classmethod
     def protocol(cls, data: Any) -> dict[str, Any]:
         how = {"references": 1, "tokens": "PTB, Stanford CoreNLP 3.4.1", "scale": 100, "white space": "normalised"}
-        return {"metric": cls.name, "version": 1, "package": f"pycocoevalcap {captions.version()}", **how}
+        return {"metric": cls.name, "version": 1, "package": f"pycocoevalcap {caption_tokens.version()}", **how}
 
 
 def _real(cell: Cell, data: Any, kind: str) -> list[str]:

@@ -8,7 +8,7 @@ of two datasets do not compare.
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.pairs import Cosine
+from benchmark.metrics.common.embedding_pairs import Cosine
 
 CARD = MetricCard(
     version=1,

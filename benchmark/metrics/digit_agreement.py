@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Cell, Inapplicable, MetricCard, Raw, Score
-from benchmark.metrics.pairs import OfThings, clustered_rate, digits_are_read, shown, shown_by_real
+from benchmark.metrics.common.embedding_pairs import OfThings, clustered_rate, digits_are_read, shown, shown_by_real
 
 CARD = MetricCard(
     version=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.labels import Coherence
+from benchmark.metrics.common.label_metric import Coherence
 
 CARD = MetricCard(
     version=1,

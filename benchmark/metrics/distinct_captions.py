@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard, Raw, Score, one_line
-from benchmark.metrics.pairs import OfThings, blocks, keep, rows_of
+from benchmark.metrics.common.embedding_pairs import OfThings, blocks, keep, rows_of
 
 CARD = MetricCard(
     version=1,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import known_world
-from benchmark.metrics.rows import finite, mean_of
+from benchmark.metrics.common import known_world
+from benchmark.metrics.common.row_statistics import finite, mean_of
 
 CARD = MetricCard(
     version=1,

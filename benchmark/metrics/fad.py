@@ -8,7 +8,7 @@ compares. Rows that share a recording count as one for the standard error.
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.pairs import Frechet
+from benchmark.metrics.common.embedding_pairs import Frechet
 
 CARD = MetricCard(
     version=1,

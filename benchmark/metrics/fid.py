@@ -8,7 +8,7 @@ it is also what keeps one picture, repeated, from winning among coherent triples
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.pairs import Frechet
+from benchmark.metrics.common.embedding_pairs import Frechet
 
 CARD = MetricCard(
     version=1,

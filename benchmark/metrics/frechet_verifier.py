@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import frechet, verifier
-from benchmark.metrics.labels import mean, pictures, shown_by
-from benchmark.metrics.rows import enough, fresh_half
+from benchmark.judges import verifier
+from benchmark.metrics.common import frechet
+from benchmark.metrics.common.label_metric import mean, pictures, shown_by
+from benchmark.metrics.common.row_statistics import enough, fresh_half
 
 CARD = MetricCard(
     version=1,

@@ -7,7 +7,7 @@ are the real row's; a generated label is compared as it is. Two labels given: on
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.labels import Recovered
+from benchmark.metrics.common.label_metric import Recovered
 
 CARD = MetricCard(
     version=1,

@@ -7,7 +7,7 @@ always draws one digit in one place is coherent: read it beside `label_marginals
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.labels import Coherence
+from benchmark.metrics.common.label_metric import Coherence
 
 CARD = MetricCard(
     version=1,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import verifier
-from benchmark.metrics.labels import mean, pictures, read, score_of, shown_by
-from benchmark.metrics.rows import enough
-from benchmark.metrics.verifier import labels_of
+from benchmark.judges import verifier
+from benchmark.judges.verifier import labels_of
+from benchmark.metrics.common.label_metric import mean, pictures, read, score_of, shown_by
+from benchmark.metrics.common.row_statistics import enough
 
 CARD = MetricCard(
     version=1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics.labels import PairAgreement, pairs_that_share
+from benchmark.metrics.common.label_metric import PairAgreement, pairs_that_share
 
 CARD = MetricCard(
     version=1,

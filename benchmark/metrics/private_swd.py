@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics.sliced import SlicedWasserstein
+from benchmark.metrics.common.sliced_distance import SlicedWasserstein
 
 CARD = MetricCard(
     version=1,

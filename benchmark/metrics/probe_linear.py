@@ -6,7 +6,7 @@ For shared factors more is better (sufficiency); for private factors less is (mi
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.explained import ExplainedVariance
+from benchmark.metrics.common.explained_variance import ExplainedVariance
 
 CARD = MetricCard(
     version=1,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics.explained import unexplained
-from benchmark.metrics.rows import enough, finite
+from benchmark.metrics.common.explained_variance import unexplained
+from benchmark.metrics.common.row_statistics import enough, finite
 
 CARD = MetricCard(
     version=1,

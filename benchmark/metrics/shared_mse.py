@@ -11,7 +11,7 @@ from itertools import combinations, product
 from typing import Any
 
 from benchmark.api import Cell, MetricCard
-from benchmark.metrics.shared import SharedDifference
+from benchmark.metrics.common.shared_coordinates import SharedDifference
 
 CARD = MetricCard(
     version=1,

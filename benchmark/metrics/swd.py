@@ -7,7 +7,7 @@ directions: it is a metric, it is linear in the size of an error, and it is what
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.sliced import SlicedWasserstein
+from benchmark.metrics.common.sliced_distance import SlicedWasserstein
 
 CARD = MetricCard(
     version=1,

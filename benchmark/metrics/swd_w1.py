@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmark.api import MetricCard
-from benchmark.metrics.sliced import SlicedWasserstein
+from benchmark.metrics.common.sliced_distance import SlicedWasserstein
 
 CARD = MetricCard(
     version=1,

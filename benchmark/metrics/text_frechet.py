@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics import judges
-from benchmark.metrics.pairs import Frechet
+from benchmark.judges import judges
+from benchmark.metrics.common.embedding_pairs import Frechet
 
 CARD = MetricCard(
     version=1,

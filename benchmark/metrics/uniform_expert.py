@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics import known_world
-from benchmark.metrics.shared import SharedDifference
+from benchmark.metrics.common import known_world
+from benchmark.metrics.common.shared_coordinates import SharedDifference
 
 CARD = MetricCard(
     version=1,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Cell, Inapplicable, MetricCard
-from benchmark.metrics.labels import Asked, Recovered, determined, luck, mean, shown_by
+from benchmark.metrics.common.label_metric import Asked, Recovered, determined, luck, mean, shown_by
 
 CARD = MetricCard(
     version=1,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from benchmark.api import Batch, Cell, Inapplicable, MetricCard, Score
-from benchmark.metrics import verifier
-from benchmark.metrics.labels import Asked, Recovered, pictures, score_of
-from benchmark.metrics.rows import enough, finite
+from benchmark.judges import verifier
+from benchmark.metrics.common.label_metric import Asked, Recovered, pictures, score_of
+from benchmark.metrics.common.row_statistics import enough, finite
 
 CARD = MetricCard(
     version=1,
@@ -21,7 +21,7 @@ CARD = MetricCard(
     scale="logit",
     tasks=("one_to_one", "many_to_one", "one_to_many"),
     estimator="label accuracy of real test pictures; generated ones are not looked at. Where a table refuses it: raise "
-    "UPDATES in benchmark/metrics/verifier.py, which trains the verifier anew, and run the table again",
+    "UPDATES in benchmark/judges/verifier.py, which trains the verifier anew, and run the table again",
     chance="the ceiling: it does not depend on what is generated",
     ceiling="its value",
     needs=("image", "label"),

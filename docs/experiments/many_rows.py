@@ -12,8 +12,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmark import records, registry, runner
-from benchmark.tables import load_table
+from benchmark import registry
+from benchmark.engine import execution
+from benchmark.records import results_file, run_identity
+from benchmark.tables.table_file import load_table
 
 PRESET, SIZES, TRIES = "cpu", (1_000, 100_000), 1
 RUN = ["run", "--method", "chance", "--task", "uncond", "--seed", "0-49", "--plan"]
@@ -27,26 +29,29 @@ COMMANDS = {
 }
 
 
-def rows_of_table(runs: Path) -> list[records.Record]:
+def rows_of_table(runs: Path) -> list[results_file.Record]:
     """A made-up number for everything that table5 asks of its 50 runs."""
     table = load_table("table5", registry.index("metric"), PRESET)
     jobs = table.jobs(PRESET, registry.card("dataset", table.dataset).modalities)
     found = []
-    for run in (runner.prepare(job, runs) for job in jobs):
-        results = (runner.Result(cell, metric, None, "n/a: made up", None) for cell, metric in run.job.scores)
-        rows = [runner._record(run, "cpu", result, dict.fromkeys(records.MEASURED[::2], 1.0), {}) for result in results]
+    for run in (run_identity.prepare(job, runs) for job in jobs):
+        results = (execution.Result(cell, metric, None, "n/a: made up", None) for cell, metric in run.job.scores)
+        rows = [
+            execution._record(run, "cpu", result, dict.fromkeys(results_file.MEASURED[::2], 1.0), {})
+            for result in results
+        ]
         found += [replace(row, value=1 + row.seed / 7, stderr=0.1, n=512, status="ok") for row in rows]
     return found
 
 
-def fill(path: Path, rows: list[records.Record], count: int) -> None:
+def fill(path: Path, rows: list[results_file.Record], count: int) -> None:
     """Write `count` rows: rows of older code, which no command shows, and after them as many of `rows` as fit in."""
     rows = rows[:count]
     older = (
         replace(rows[number % len(rows)], run_id=f"older{number // len(rows)}{rows[number % len(rows)].run_id}")
         for number in range(count - len(rows))
     )
-    records.append(path, [*older, *rows])
+    results_file.append(path, [*older, *rows])
 
 
 def seconds(words: list[str], folder: Path) -> float:
@@ -55,7 +60,16 @@ def seconds(words: list[str], folder: Path) -> float:
     for _ in range(TRIES):
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "benchmark.cli", *words, "--preset", PRESET, "--runs", str(folder / "runs")],
+            [
+                sys.executable,
+                "-m",
+                "benchmark.cli.commands",
+                *words,
+                "--preset",
+                PRESET,
+                "--runs",
+                str(folder / "runs"),
+            ],
             cwd=folder,
             capture_output=True,
             text=True,

@@ -10,7 +10,7 @@ from torch import Tensor
 from baselines.mvae import MVAE
 from benchmark.api import MethodCard
 from benchmark.runtime import Draws
-from models.routes import Route
+from models.components.routes import Route
 
 CARD = MethodCard(
     version=1,

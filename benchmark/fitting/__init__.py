@@ -1,0 +1,1 @@
+"""Networks that the suite fits itself (codecs, judges, verifiers): fitting, and the store that keeps them."""

@@ -1,0 +1,1 @@
+"""Networks that only score: classifiers and embeddings of pictures, sounds and sentences."""

@@ -1,0 +1,1 @@
+"""Pictures and sounds: decoding, resampling, and PNG and WAV files."""

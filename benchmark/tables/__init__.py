@@ -1,0 +1,1 @@
+"""Tables and claims: their files, the numbers of a table, its layout, and every output format. No torch."""

@@ -1,0 +1,1 @@
+"""Handwritten digits, house numbers and photographs, and how scenes are composed of them."""

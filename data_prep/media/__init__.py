@@ -1,0 +1,1 @@
+"""Corpora of captioned pictures and sounds, and the files of features extracted from them."""

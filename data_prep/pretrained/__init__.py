@@ -1,0 +1,1 @@
+"""Published encoders and decoders, and tiny models of the same classes for tests."""

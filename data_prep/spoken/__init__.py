@@ -1,0 +1,1 @@
+"""Recordings of spoken digits, their captions and codecs."""
