@@ -257,13 +257,25 @@ def _imported(kind: str, name: str) -> type:
         module = importlib.util.module_from_spec(specification)
         sys.modules[module_name] = module
         with beside([path]):
-            specification.loader.exec_module(module)
+            try:
+                specification.loader.exec_module(module)
+            except ModuleNotFoundError as error:
+                if moved := _moved(error.name or ""):
+                    raise UserError(f"{path}: {error.name} is now {moved}: rename the import") from error
+                raise
     else:
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if not hasattr(module, HANDLES[kind]):
         raise UserError(f"{path}: lacks {HANDLES[kind]} = YourClass at its end")
     handle: type = getattr(module, HANDLES[kind])
     return handle
+
+
+def _moved(module: str) -> str:
+    """Where a module of the suite that is imported by an older name lies now; empty where that is unknown."""
+    folder, _, last = module.rpartition(".")
+    found = sorted((ROOT / folder.replace(".", "/")).rglob(f"{last}.py")) if folder and last else []
+    return ".".join(found[0].relative_to(ROOT).with_suffix("").parts) if len(found) == 1 else ""
 
 
 def check_together(methods: Sequence[str], dataset: str) -> None:

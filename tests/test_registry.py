@@ -101,6 +101,16 @@ def test_a_file_that_is_no_utf8_is_one_line(tmp_path: Path):
         registry.card("method", str(path))
 
 
+def test_an_import_by_an_older_name_says_the_new_one(tmp_path: Path):
+    path = tmp_path / "older.py"
+    path.write_text(f"from models.latent import LatentModel\n\n{SWITCHED}")
+    with pytest.raises(UserError, match=r"older.py: models.latent is now models.components.latent: rename the import"):
+        registry.load("method", str(path))
+    path.write_text(f"from models.novel import Novel\n\n{SWITCHED}")
+    with pytest.raises(ModuleNotFoundError, match="models.novel"):
+        registry.load("method", str(path))
+
+
 def test_only_methods_have_variants():
     with pytest.raises(UserError, match="unknown dataset 'gaussian_mixture:loud'"):
         registry.card("dataset", "gaussian_mixture:loud")

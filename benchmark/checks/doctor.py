@@ -290,7 +290,7 @@ def _contents() -> Iterator[Finding]:
                 "get them anew, or rerun what used them with --fresh",
             )
         else:
-            yield Finding("ok", f"{folder}: {files:,} files hold what they held before")
+            yield Finding("ok", f"{folder}: {count:,} files hold what they held before")
     if not found:
         yield Finding("ok", "no file's content is stored yet: nothing to verify")
 
