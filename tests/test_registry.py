@@ -107,7 +107,7 @@ def test_an_import_by_an_older_name_says_the_new_one(tmp_path: Path):
     with pytest.raises(UserError, match=r"older.py: models.latent is now models.components.latent: rename the import"):
         registry.load("method", str(path))
     path.write_text(f"from models.novel import Novel\n\n{SWITCHED}")
-    with pytest.raises(ModuleNotFoundError, match="models.novel"):
+    with pytest.raises(ModuleNotFoundError, match=r"models\.novel"):
         registry.load("method", str(path))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from benchmark import registry
-from benchmark.api import TASKS, UserError
+from benchmark.api import TASKS, UserError, one_line
 from benchmark.engine import tune
 from benchmark.files import files_in
 from benchmark.records import selection
@@ -56,7 +58,25 @@ def page_blocks() -> dict[str, dict[str, str]]:
         },
         "docs/image_text_audio.md": {"weights": _weights()},
         "docs/external/README.md": {"models": _external_models()},
+        "docs/guide/map.md": {"map": _map()},
     }
+
+
+def _map() -> str:
+    """Markdown of the tree: per package its purpose, and a line for each file, both from the docstrings."""
+    lines = []
+    for top in ("benchmark", "models", "baselines", "data_prep"):
+        for package in sorted({path.parent for path in (registry.ROOT / top).rglob("__init__.py")}):
+            lines += ["", f"## {package.relative_to(registry.ROOT)}/", "", _purpose(package / "__init__.py"), ""]
+            files = (path for path in files_in(package, ".py") if path.name != "__init__.py")
+            lines += ["| file | purpose |", "|---|---|", *(f"| `{path.name}` | {_purpose(path)} |" for path in files)]
+    return "\n".join(lines).replace("| file | purpose |\n|---|---|\n\n", "\n")
+
+
+def _purpose(file: Path) -> str:
+    """The first sentence of a file's docstring, on one line."""
+    text = ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    return one_line(text.partition("\n\n")[0]).replace("|", "\\|")
 
 
 def _weights() -> str:
