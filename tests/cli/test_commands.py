@@ -114,9 +114,9 @@ def test_what_only_informs_imports_nothing_slow() -> None:
         *([name, "--help"] for name in COMMANDS),
     ]
     code = (
-        "import json, sys, time\nbefore = time.perf_counter()\nfrom benchmark import cli\n"
+        "import json, sys, time\nbefore = time.perf_counter()\nfrom benchmark.cli import commands\n"
         f"for words in {calls}:\n    sys.argv = ['bench', *words]\n"
-        "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code, words\n"
+        "    try:\n        commands.main()\n    except SystemExit as end:\n        assert not end.code, words\n"
         "slow = [name for name in ('torch', 'pandas', 'scipy', 'numpy', 'matplotlib') if name in sys.modules]\n"
         "print(json.dumps([slow, time.perf_counter() - before]))"
     )
@@ -564,7 +564,7 @@ def test_a_users_file_runs_and_stands_in_the_table_by_its_path_alone(runs: Path,
     answer = bench("run", "-m", path, "-t", "uncond", *SMALL, "--runs", runs)
     assert answer.status == 0, answer.err
     rows = {row.metric: row for row in results_file.read(runs / "results.csv")}
-    assert {row.method for row in selection.values()} == {"my_noise"}
+    assert {row.method for row in rows.values()} == {"my_noise"}
     # Independent N(0, s^2) rows: the mean squared difference is 2 s^2.
     scale = 1 + 4.4**2
     assert rows["shared_mse"].value == pytest.approx(2 * scale, rel=0.1)

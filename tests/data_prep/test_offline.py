@@ -26,7 +26,9 @@ def refuse(*what, **more):
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 
 from benchmark.api import UserError
-from data_prep import digits, image_text_audio_sources as sources, recordings, svhn
+from data_prep.digits import mnist_digits as digits, svhn
+from data_prep.media import image_text_audio_sources as sources
+from data_prep.spoken import recordings
 from data_prep.pretrained.pretrained_codecs import Models
 from pathlib import Path
 

@@ -162,14 +162,14 @@ def test_a_process_that_waits_for_the_others_says_so(
 # Two processes with torchrun.
 
 
-OFTEN = "from benchmark import train; train.LOG_EVERY = 10; train.CHECKPOINT_SECONDS = 0"
+OFTEN = "from benchmark.engine import train; train.LOG_EVERY = 10; train.CHECKPOINT_SECONDS = 0"
 RUN = ["run", "--method", "muni", "--task", "uncond", *SMALL]
 SECONDS = 240  # a command takes about fifteen
 
 
 def start(count: int, words: Sequence[object], patch: str = OFTEN) -> subprocess.Popen[str]:
     """The command in so many processes; `patch` is code that each of them begins with."""
-    code = f"{patch}\nimport sys\nfrom benchmark import cli\nsys.argv = ['bench', *sys.argv[1:]]\ncli.main()"
+    code = f"{patch}\nimport sys\nfrom benchmark.cli import commands\nsys.argv = ['bench', *sys.argv[1:]]\ncommands.main()"
     command = [sys.executable, "-c", code, *map(str, words)]
     if count > 1:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
