@@ -1,4 +1,4 @@
-"""The ceiling of the encoder's weight (models.flow.elbo_weight): which share of the prior's pull it keeps.
+"""The ceiling of the encoder's weight (models.components.flow.elbo_weight): which share of the prior's pull it keeps.
 
 python docs/experiments/encoder_weight.py [RUNS]
 
@@ -20,13 +20,15 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmark import runner
-from benchmark.evaluate import evaluate_cell
+from benchmark.api import cells
+from benchmark.engine import execution
+from benchmark.engine.evaluate import evaluate_cell
+from benchmark.engine.tune import on_validation
+from benchmark.records.job import job_of
+from benchmark.records.run_identity import prepare
 from benchmark.runtime import Draws
-from benchmark.tables import cells, job_of
-from benchmark.tune import on_validation
-from models.experts import sampled
-from models.flow import elbo_weight, matching_loss
+from models.components.experts import sampled
+from models.components.flow import elbo_weight, matching_loss
 
 ROWS, REPEATS = 128, 64  # of the test split; of the noise, each in four signs
 LOGITS = torch.linspace(-9, 6, 121)  # of t; below, t is under 0.00012
@@ -72,12 +74,10 @@ def pulls(method: torch.nn.Module, mean: Tensor, log_variance: Tensor) -> list[t
 
 def trained(ceiling: float, runs: Path) -> tuple[Any, Any, Any]:
     """`muni` after UPDATES updates under a ceiling; the dataset with its validation rows as test split; the run."""
-    run = runner.prepare(
-        job_of("muni", "gaussian_mixture", "cpu", 0, []), runs / f"{ceiling:g}", [f"updates={UPDATES}"]
-    )
+    run = prepare(job_of("muni", "gaussian_mixture", "cpu", 0, []), runs / f"{ceiling:g}", [f"updates={UPDATES}"])
     run.directory.mkdir(parents=True, exist_ok=True)
-    with mock.patch("models.latent.elbo_weight", partial(elbo_weight, ceiling=ceiling)):
-        method, data, _ = runner.train_only(run, "cpu", lambda *_: None)
+    with mock.patch("models.components.latent.elbo_weight", partial(elbo_weight, ceiling=ceiling)):
+        method, data, _ = execution.train_only(run, "cpu", lambda *_: None)
     return method, on_validation(data), run
 
 
@@ -100,7 +100,7 @@ def main(runs: Path) -> None:
                 shares(name, torch.stack([each[number] for each in found]).flatten(1))
 
 
-def error_of(method: Any, data: Any, run: runner.Run, task: str) -> float:
+def error_of(method: Any, data: Any, run: execution.Run, task: str) -> float:
     """Shared error of the task's cells on validation rows, mean over cells."""
     asked = list(cells("gaussian_mixture", run.dataset_card.modalities, task))
     found = [next(evaluate_cell(method, data, cell, ["shared_mse"], run.config, 0, "cpu")) for cell in asked]

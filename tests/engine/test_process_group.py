@@ -169,7 +169,9 @@ SECONDS = 240  # a command takes about fifteen
 
 def start(count: int, words: Sequence[object], patch: str = OFTEN) -> subprocess.Popen[str]:
     """The command in so many processes; `patch` is code that each of them begins with."""
-    code = f"{patch}\nimport sys\nfrom benchmark.cli import commands\nsys.argv = ['bench', *sys.argv[1:]]\ncommands.main()"
+    code = (
+        f"{patch}\nimport sys\nfrom benchmark.cli import commands\nsys.argv = ['bench', *sys.argv[1:]]\ncommands.main()"
+    )
     command = [sys.executable, "-c", code, *map(str, words)]
     if count > 1:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
