@@ -25,7 +25,7 @@ from benchmark.engine import execution
 from benchmark.engine.evaluate import evaluate_cell
 from benchmark.engine.tune import on_validation
 from benchmark.records.job import job_of
-from benchmark.records.run_identity import prepare
+from benchmark.records.run_identity import Run, prepare
 from benchmark.runtime import Draws
 from models.components.experts import sampled
 from models.components.flow import elbo_weight, matching_loss
@@ -100,7 +100,7 @@ def main(runs: Path) -> None:
                 shares(name, torch.stack([each[number] for each in found]).flatten(1))
 
 
-def error_of(method: Any, data: Any, run: execution.Run, task: str) -> float:
+def error_of(method: Any, data: Any, run: Run, task: str) -> float:
     """Shared error of the task's cells on validation rows, mean over cells."""
     asked = list(cells("gaussian_mixture", run.dataset_card.modalities, task))
     found = [next(evaluate_cell(method, data, cell, ["shared_mse"], run.config, 0, "cpu")) for cell in asked]
