@@ -125,7 +125,11 @@ def test_a_run_with_a_module_that_was_edited_is_another_run(tmp_path: Path, runs
 def test_installed_packages_and_python_are_no_module_of_the_users(tmp_path: Path) -> None:
     plant(
         tmp_path,
-        {"mine.py": PLUGIN.replace("IMPORT", "import json, numpy, torch.nn\nfrom models import latent\nSCALE = 1")},
+        {
+            "mine.py": PLUGIN.replace(
+                "IMPORT", "import json, numpy, torch.nn\nfrom models.components import latent\nSCALE = 1"
+            )
+        },
     )
     found = registry._behind(tmp_path / "mine.py")
     assert tmp_path / "mine.py" in found

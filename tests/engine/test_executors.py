@@ -582,8 +582,8 @@ def test_each_run_is_submitted_once_unless_it_has_its_numbers_or_is_worked_on(
     queue, seen = Queue(failing="b", held="held"), []
     monkeypatch.setattr(executors, "POLL_SECONDS", 0)
     monkeypatch.setattr(executors, "_going_on", queue.going_on)
-    monkeypatch.setattr(execution, "missing", lambda run: run.lacks)
-    monkeypatch.setattr(execution, "failures", lambda run: ["error: why"])
+    monkeypatch.setattr(run_identity, "missing", lambda run: run.lacks)
+    monkeypatch.setattr(run_identity, "failures", lambda run: ["error: why"])
     runs = [done, *rest]
     executors._write_record(done, executors.Job("local", "1", "another machine"))  # type: ignore[arg-type]
     errors = executors.carry_out(

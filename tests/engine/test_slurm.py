@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from benchmark.engine import execution, executors
+from benchmark.engine import executors
+from benchmark.records import run_identity
 from tests.engine import slurm_cluster
 from tests.engine.test_executors import until
 from tests.helpers import processes
@@ -98,8 +99,8 @@ def submit(
     cluster: slurm_cluster.Slurm, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Future]]:
     """Carry out a shell command for each run, in a thread that waits as the command `bench` does."""
-    monkeypatch.setattr(execution, "missing", Run.lacking)
-    monkeypatch.setattr(execution, "failures", lambda run: [])
+    monkeypatch.setattr(run_identity, "missing", Run.lacking)
+    monkeypatch.setattr(run_identity, "failures", lambda run: [])
     with ThreadPoolExecutor() as threads:
 
         def begin(script: str, of: list[Run], *options: str) -> Future:

@@ -212,7 +212,7 @@ def test_judges_of_other_kinds_are_no_part_of_their_code():
         path.name
         for path in registry._imports(registry.ast.parse((registry.ROOT / "benchmark/judges/towers.py").read_text()))
     }
-    assert names == {"frozen.py"}
+    assert names == {"frozen_network.py"}
 
 
 def test_they_speak_on_stderr(short, capsys):

@@ -25,7 +25,7 @@ from models.muni import MUNI
 from tests import ROOT
 from tests.records.false_alarms import leave_one_out_false_alarms
 
-DEFECTS = sorted((ROOT / "tests" / "defects").glob("*.py"))
+DEFECTS = sorted((ROOT / "tests" / "records" / "defects").glob("*.py"))
 NAMES = ["prior_on_all_subsets", "product_drops_an_expert", "sampler_wrong_sign"]
 TASKS = ("one_to_one", "many_to_one", "uncond")
 TINY = ["updates=60", "train_rows=500", "evaluation_rows=128", "unconditional_rows=128", "batch_rows=32"]
@@ -84,7 +84,7 @@ def test_the_defects_are_what_their_names_say() -> None:
 
 @pytest.mark.parametrize("defect", NAMES)
 def test_the_paired_rule_finds_the_defect(defect: str, sound: pandas.DataFrame, tmp_path: Path) -> None:
-    fresh = as_muni(measured(str(ROOT / "tests" / "defects" / f"{defect}.py"), tmp_path))
+    fresh = as_muni(measured(str(ROOT / "tests" / "records" / "defects" / f"{defect}.py"), tmp_path))
     verdicts = regression.compare(sound, fresh, metric_cards())
     assert set(verdicts["rule"]) == {"paired"}
     assert regression.exit_code(verdicts) == 1
@@ -105,7 +105,7 @@ def measured_at_cpu(folder: Path) -> pandas.DataFrame:
 
 @pytest.mark.parametrize("defect", NAMES)
 def test_the_statistical_rule_finds_the_defect(defect: str) -> None:
-    reference, planted = measured_at_cpu(RESULTS / "reference"), measured_at_cpu(ROOT / "tests" / "defects")
+    reference, planted = measured_at_cpu(RESULTS / "reference"), measured_at_cpu(ROOT / "tests" / "records" / "defects")
     fresh = as_muni(planted[planted["method"] == defect])
     assert not fresh.empty, f"tests/records/defects/cpu.csv has no rows of {defect}"
     verdicts = regression.compare(reference, fresh, metric_cards(), rule="statistical")
@@ -185,6 +185,6 @@ def test_a_planted_defect_turns_ci_red(tree: Path) -> None:
     shutil.copy(tree / "fresh" / "results.csv", tree / "results" / "reference" / "smoke.csv")
     check = [".venv/bin/bench", "check", "--preset", "smoke", "--runs", "fresh"]
     assert subprocess.run(check, cwd=tree, capture_output=True, check=False).returncode == 0
-    replace(tree / "models" / "flow.py", *SIGN)
+    replace(tree / "models" / "components" / "flow.py", *SIGN)
     red = smoke(tree)
     assert red.returncode != 0 and "worse" in red.stdout, red.stdout + red.stderr
