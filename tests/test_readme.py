@@ -21,6 +21,7 @@ PAGES = (
     "docs/mld.md",
     "docs/image_text_audio.md",
     "docs/external/README.md",
+    "docs/guide/map.md",
 )
 
 
