@@ -2,6 +2,9 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PRESET ?= cpu
 RUNS ?= runs/smoke
+# Relative, of a number that the reference has from one seed. Judges and codecs that are trained on another kind of
+# processor end elsewhere: there spoken_digits needs 0.3.
+TOLERANCE ?= 1e-3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 FITS := $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
@@ -35,7 +38,7 @@ smoke: $(VENV)/.core ## the whole of table5 in its smallest form, run afresh and
 smoke-%: $(VENV)/.dev ## the same of another dataset's tables: make smoke-table6, make smoke-table3+table4
 	rm -rf $(RUNS)-$*
 	for table in $(subst +, ,$*); do OMP_NUM_THREADS=1 $(BIN)/bench reproduce $$table --preset smoke --seed 0 --runs $(RUNS)-$* || exit; done
-	OMP_NUM_THREADS=1 $(BIN)/bench check --preset smoke --runs $(RUNS)-$* --tolerance 1e-3
+	OMP_NUM_THREADS=1 $(BIN)/bench check --preset smoke --runs $(RUNS)-$* --tolerance $(TOLERANCE)
 
 readme: $(VENV)/.core ## write the README's tables anew from results/
 	$(BIN)/bench readme
