@@ -13,8 +13,8 @@ they are on this machine:
 
 and may change a setting: `steps = 20`. `stand_in = true` says that the checkpoint is untrained weights in the model's
 layout: its rows are marked, and no preset of OWN_NUMBERS takes them. The runner
-(`baselines/published/workers/NAME.py`) stays alive for the blocks of a cell, and what it wrote is read as PNG, WAV and
-JSON alone. A request is a folder of the cache, so a killed command goes on.
+(`baselines/published/workers/NAME_worker.py`) stays alive for the blocks of a cell, and what it wrote is read as PNG,
+WAV and JSON alone. A request is a folder of the cache, so a killed command goes on.
 """
 
 from __future__ import annotations
